@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* loop: one thread with one io_uring (DESIGN.md, idea 1).
+ *
+ * A turn of the loop: run the coroutines that are ready, run the hooks that
+ * asked for the end of the turn, submit everything in one system call and wait
+ * in it, then note what completed, the timers and the messages.  Nothing here
+ * is locked but the mailbox that other threads post to.
+ */
+#ifndef MERINO_LOOP_H
+#define MERINO_LOOP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/co.h"
+#include "common/error.h"
+
+struct loop;
+struct io;
+
+/* A message to another loop; lives until its function runs. */
+struct loop_msg {
+	struct loop_msg *next;
+	void (*fn)(struct loop_msg *m);
+};
+
+struct loop_timer {
+	struct loop_timer *next;	/* sorted by deadline; owned by the loop while armed */
+	uint64_t deadline;		/* loop_now() time, ns */
+	void (*fn)(struct loop_timer *t);
+	bool armed;
+};
+
+/* Called once at the end of the current turn, before the submission. */
+struct loop_hook {
+	struct loop_hook *next;
+	void (*fn)(struct loop_hook *h);
+	bool queued;
+};
+
+/* A loop whose thread is the caller (loop_run runs it) … */
+struct loop *loop_new(const char *name, struct error *err);
+int loop_run(struct loop *l);			/* until loop_stop() */
+/* … or a thread of its own, already running when this returns. */
+struct loop *loop_spawn(const char *name, struct error *err);
+
+void loop_stop(struct loop *l);			/* any thread */
+void loop_free(struct loop *l);			/* stops, joins a spawned thread; NULL is fine */
+
+struct loop *loop_self(void);			/* NULL outside loops */
+struct io *loop_io(struct loop *l);		/* its io_uring table */
+uint64_t loop_now(void);			/* CLOCK_MONOTONIC, ns */
+
+/* Runs M->fn on L's thread; any thread may post.  M must stay valid until then. */
+void loop_post(struct loop *l, struct loop_msg *m);
+
+/* From a coroutine: runs FN(ARG) in a coroutine on L and waits for its end.
+ * On the own loop this is a plain call. */
+void loop_call(struct loop *l, void (*fn)(void *arg), void *arg);
+
+/* From a coroutine: runs FN(ARG) on a worker thread and waits for its end.
+ * For calls that the ring lacks and CPU work above 50 us. */
+void loop_work(void (*fn)(void *arg), void *arg);
+
+void loop_timer_set(struct loop_timer *t, uint64_t deadline_ns, void (*fn)(struct loop_timer *));
+void loop_timer_cancel(struct loop_timer *t);
+void loop_hook_queue(struct loop_hook *h, void (*fn)(struct loop_hook *));
+
+/* Calls FN(signo) on the loop L (from its thread) for SIGTERM, SIGINT, SIGHUP;
+ * blocks them for the process.  Call before any thread is started. */
+int loop_signals(struct loop *l, void (*fn)(int signo), struct error *err);
+
+#endif
