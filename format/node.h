@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* node: one opened image or filter, addressed by node-name.
+ *
+ * Nodes form a DAG (children: file, backing, ...).  A node, its children and
+ * its taps belong to one loop; all data functions are called there, inside the
+ * gate of the disk.  node_read() and its siblings are the narrow waist that
+ * every request crosses on every level: bounds, the taps, then the driver.
+ *
+ * Under the blocking table there is no loop and everything returns at once.
+ */
+#ifndef MERINO_NODE_H
+#define MERINO_NODE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/extents.h"
+#include "common/io.h"
+#include "format/gate.h"
+
+struct json_object;
+struct loop;
+struct node;
+struct bitmap;
+
+#define NODE_NAME_MAX 31	/* bytes, as in QEMU */
+#define NODE_CHAIN_MAX 100	/* nodes below one another: the stack's limit */
+#define NODE_REQUEST_MAX (64u << 20)	/* bytes of one node_read() or node_write() */
+
+/* QEMU's permissions, and its lock bytes (100 + bit held, 200 + bit not shared). */
+enum node_perm {
+	PERM_CONSISTENT_READ = 1,
+	PERM_WRITE = 2,
+	PERM_WRITE_UNCHANGED = 4,
+	PERM_RESIZE = 8,
+	PERM_ALL = 15,
+};
+
+enum node_child {
+	CHILD_FILE,		/* the protocol node under a format */
+	CHILD_BACKING,
+	CHILD_COUNT,
+};
+
+enum node_write_flags {
+	NODE_FUA = 1,		/* durable when it returns */
+	NODE_MAY_UNMAP = 2,	/* zero: may leave a hole */
+	NODE_NO_FALLBACK = 4,	/* zero: -ENOTSUP rather than slow (NBD FAST_ZERO) */
+};
+
+/* Something a write passes on its way in.  Both calls may suspend. */
+struct tap {
+	struct tap *next;
+	const struct tap_ops *ops;
+};
+
+struct tap_ops {
+	const char *name;
+	/* Before the write, zero or discard of [off, off+len) is issued.  Never refuses it. */
+	void (*before)(struct tap *t, uint64_t off, uint64_t len);
+	/* After it, with its result; NULL when not wanted. */
+	void (*after)(struct tap *t, uint64_t off, uint64_t len, int rc);
+};
+
+/* Who uses a node, and how.  Embedded in the user (a parent's child edge, an
+ * export); linked into node->uses. */
+struct node_use {
+	struct node_use *next;
+	struct node *node;
+	unsigned perm, shared;		/* enum node_perm */
+	char what[80];			/* "export 'x'", "node 'y' as 'backing'": for error texts */
+};
+
+struct node_driver {
+	const char *name;
+	/* Names of the options beside the generic ones, NULL-terminated: what help,
+	 * man page and schema list. */
+	const char *const *options;
+	/* Reads the driver's options out of OPTS (common/options.h), opens the
+	 * children, sets size and state.  On failure the node is freed by the caller. */
+	int (*open)(struct node *n, struct json_object *opts, struct error *err);
+	/* Last flush, clean-close marks; frees state.  Also called after a failed open
+	 * when state is set. */
+	void (*close)(struct node *n);
+	int (*read)(struct node *n, void *buf, uint64_t off, size_t len);
+	int (*write)(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags);
+	int (*zero)(struct node *n, uint64_t off, uint64_t len, unsigned flags);
+	int (*discard)(struct node *n, uint64_t off, uint64_t len);
+	int (*flush)(struct node *n);
+	/* Appends extents from OFF on: this layer's only; backing is node_map_chain's work. */
+	int (*map)(struct node *n, uint64_t off, uint64_t len, struct extents *x);
+	int (*truncate)(struct node *n, uint64_t size, struct error *err);
+	/* What this node asks of its children, given what is asked of it. */
+	void (*child_perm)(struct node *n, enum node_child c, unsigned perm, unsigned shared,
+			   unsigned *cperm, unsigned *cshared);
+	/* Takes or gives back what protects the storage (lock bytes).  Protocol nodes only. */
+	int (*set_perm)(struct node *n, unsigned perm, unsigned shared, struct error *err);
+	/* The file range that holds [off, off+len) as it is, for sendfile(2); false: none. */
+	bool (*host_range)(struct node *n, uint64_t off, uint64_t len,
+			   struct io_file **f, uint64_t *host_off);
+	/* Adds format-specific members to QEMU's ImageInfo object. */
+	void (*info)(struct node *n, struct json_object *image);
+};
+
+struct node {
+	char name[NODE_NAME_MAX + 1];
+	const struct node_driver *driver;
+	void *state;			/* the driver's */
+	struct graph *graph;
+	struct loop *loop;		/* NULL under the blocking table */
+	struct io *io;
+	uint64_t size;			/* bytes, as seen from above */
+	bool read_only;
+	bool auto_read_only;		/* may fall back to read only */
+	bool discard_unmap;		/* "discard": pass discards down ("unmap"), or drop them */
+	bool force_share;		/* no lock bytes, read only */
+	bool cache_direct, cache_no_flush;
+	bool monitor_owned;		/* made by blockdev-add: blockdev-del may delete it */
+	unsigned depth;			/* longest way down, in nodes */
+	unsigned refs;			/* graph->lock */
+	char *filename;			/* what query commands show; owned */
+	struct node *child[CHILD_COUNT];
+	struct node_use child_use[CHILD_COUNT];
+	struct node_use *uses;
+	struct tap *taps;
+	struct gate gate;		/* used when the node is the root of a disk */
+	struct bitmap *bitmaps;		/* owned by bitmaps/ */
+	bool bitmaps_changed;		/* the stored ones differ from those in memory */
+	struct node *next;		/* in graph->nodes */
+};
+
+/* All named nodes of a process. */
+struct graph {
+	pthread_mutex_t lock;		/* control path only; never held across a suspend */
+	struct node *nodes;
+	unsigned next_auto;		/* number of the next "#block000" */
+};
+
+void graph_init(struct graph *g);
+
+/* Where nodes are opened. */
+struct node_place {
+	struct graph *graph;
+	struct loop *loop;		/* may be NULL */
+	struct io *io;
+};
+
+/* Opens a node from QEMU's BlockdevOptions (a private copy: OPTS is consumed in
+ * place, not freed) and its children.  *OUT carries one reference.  Runs on
+ * the place's loop. */
+int node_open(const struct node_place *where, struct json_object *opts, struct node **out,
+	      struct error *err);
+
+/* For drivers: opens or references the child that OPTS[KEY] describes (an
+ * object, or the name of a node) and attaches it.  -ENOENT without an error
+ * text when KEY is absent. */
+int node_open_child(struct node *n, struct json_object *opts, const char *key,
+		    enum node_child c, struct error *err);
+
+/* For drivers: opens the child from options made by the driver itself. */
+int node_open_child_with(struct node *n, struct json_object *child_opts, enum node_child c,
+			 struct error *err);
+
+/* A named node with one more reference, or NULL. */
+struct node *node_find(struct graph *g, const char *name);
+struct node *node_ref(struct node *n);
+/* Drops a reference; the last one closes the node and its children.  On the
+ * node's loop, in a coroutine (or under the blocking table).  NULL is fine. */
+void node_unref(struct node *n);
+
+/* Adds a user; checks it against the other users and takes the lock bytes on
+ * the storage below.  -EPERM with QEMU's words on a conflict, -EBUSY when
+ * another process holds the file ("Failed to get \"write\" lock"). */
+int node_use_add(struct node_use *u, struct node *n, unsigned perm, unsigned shared,
+		 struct error *err, const char *what_fmt, ...)
+	__attribute__((format(printf, 6, 7)));
+void node_use_drop(struct node_use *u);	/* a use that was never added is fine */
+
+void node_tap_add(struct node *n, struct tap *t);
+void node_tap_remove(struct node *n, struct tap *t);	/* with the gates above closed */
+
+/* The data path: 0 or -errno.  [OFF, OFF+LEN) must lie inside the node
+ * (-EINVAL, writes -ENOSPC); a read-only node refuses writes (-EPERM). */
+int node_read(struct node *n, void *buf, uint64_t off, size_t len);
+int node_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags);
+int node_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags);
+int node_discard(struct node *n, uint64_t off, uint64_t len);
+int node_flush(struct node *n);
+int node_map(struct node *n, uint64_t off, uint64_t len, struct extents *x);
+int node_truncate(struct node *n, uint64_t size, struct error *err);
+
+/* As node_map(), with the backing chain looked through: EXTENT_UNALLOCATED only
+ * where no layer has anything (with EXTENT_ZERO|EXTENT_HOLE); depth counts
+ * layers, 1 is N itself. */
+int node_map_chain(struct node *n, uint64_t off, uint64_t len, struct extents *x);
+
+bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file **f,
+		     uint64_t *host_off);
+
+/* Drivers, for help and lookup; ends with NULL. */
+extern const struct node_driver *const node_drivers[];
+const struct node_driver *node_driver_find(const char *name);
+
+/* bitmaps/ is above format/: it hooks in here (bitmaps/store.c) so that qcow2
+ * can load what it stores at open and store it at a clean close. */
+struct node_bitmap_hooks {
+	int (*load)(struct node *n, struct error *err);		/* end of a driver's open */
+	int (*store)(struct node *n, struct error *err);	/* before a clean close */
+	void (*drop)(struct node *n);				/* frees what is in memory */
+};
+extern const struct node_bitmap_hooks *node_bitmap_hooks;
+
+#endif

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* qcow2: what others may ask of a qcow2 node (the driver's insides are in
+ * qcow2-int.h).  Specification: QEMU's docs/interop/qcow2.txt.
+ */
+#ifndef MERINO_QCOW2_H
+#define MERINO_QCOW2_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/io.h"
+
+struct node;
+
+/* What qemu-img create -f qcow2 -o ... takes. */
+struct qcow2_create {
+	uint64_t size;			/* bytes, a multiple of 512 (rounded up) */
+	uint32_t cluster_size;		/* 512 … 2 MiB, a power of two; 0: 65536 */
+	uint32_t refcount_bits;		/* 1 … 64, a power of two; 0: 16 */
+	const char *backing_file;	/* as stored in the header; NULL: none */
+	const char *backing_format;	/* needed with backing_file */
+};
+
+/* Makes a new, empty version 3 image in F (an empty file) and syncs it. */
+int qcow2_create(struct io_file *f, const struct qcow2_create *o, struct error *err);
+
+bool node_is_qcow2(const struct node *n);
+
+/* The "bitmaps" header extension (specification: "Bitmaps extension"). */
+struct qcow2_bitmap_ext {
+	uint32_t nb_bitmaps;
+	uint64_t directory_size;	/* bytes */
+	uint64_t directory_offset;	/* bytes into the file, cluster aligned */
+};
+
+/* -ENOENT: no extension, or the autoclear bit is not set (then it must be ignored). */
+int qcow2_bitmap_ext_get(struct node *n, struct qcow2_bitmap_ext *ext);
+/* Writes the header with the extension and the autoclear bit (NULL: without
+ * both), durably, ordered after everything written before. */
+int qcow2_bitmap_ext_set(struct node *n, const struct qcow2_bitmap_ext *ext, struct error *err);
+
+uint32_t qcow2_cluster_size(const struct node *n);
+/* COUNT adjacent clusters with refcount 1: offset in the file, or -errno. */
+int64_t qcow2_alloc_clusters(struct node *n, uint64_t count);
+/* Drops one reference of each; they may be used again after the next flush. */
+void qcow2_free_clusters(struct node *n, uint64_t offset, uint64_t count);
+/* Reads and writes of such clusters (metadata of others), offsets in the file. */
+int qcow2_meta_read(struct node *n, void *buf, uint64_t off, size_t len);
+int qcow2_meta_write(struct node *n, const void *buf, uint64_t off, size_t len);
+/* Whether [off, off+len) lies in the file, cluster aligned, for foreign pointers. */
+bool qcow2_meta_range_ok(struct node *n, uint64_t off, uint64_t len);
+/* All data and metadata on storage, refcounts and freed clusters included. */
+int qcow2_meta_flush(struct node *n);
+
+#endif
