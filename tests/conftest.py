@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fixtures of every test that talks to the daemon; README.md says what lives where."""
+
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import pytest
+
+sys.dont_write_bytecode = True
+
+from lib import daemon as daemon_module                  # noqa: E402
+
+
+def pytest_configure(config):
+    if daemon_module.program() is None:
+        raise pytest.UsageError("no program to test: build merinod, or set MERINOD=/path/to/it")
+
+
+def pytest_report_header(config):
+    return f"testing {daemon_module.program()}"
+
+
+def pytest_collection_modifyitems(items):
+    if daemon_module.is_qsd():
+        skip = pytest.mark.skip(reason="qemu-storage-daemon knowingly differs")
+        for item in items:
+            if "merino_only" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def tmp():
+    """A private directory with a path short enough for sockets (pytest's own is not)."""
+    path = pathlib.Path(tempfile.mkdtemp(prefix="mt-", dir=os.environ.get("MERINO_TEST_DIR", "/tmp")))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def daemon(tmp):
+    """Starts daemons (see lib/daemon.py: start, serve) and ends them after the test, strictly."""
+    factory = daemon_module.Factory(tmp)
+    yield factory
+    factory.end()

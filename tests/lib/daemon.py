@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The daemon under test: starting it, reaching it, and a strict look at how it ends.
+
+MERINOD names the program (default: merinod in $BUILD or build/).  It may be qemu-storage-daemon, whose command line
+and QMP commands merinod takes over; that is how the tests themselves are validated.
+Every daemon must exit 0 on SIGTERM with no report of a sanitizer or assertion, or the test that started it fails.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.parse
+
+import nbd
+
+from lib import nbdraw, qmp
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+REPORT = re.compile(r"(Address|Leak|Thread|Memory|UndefinedBehavior)Sanitizer|runtime error:|[Aa]ssertion .*failed")
+
+
+def program():
+    """The path of the program under test, or None when it is not there."""
+    name = os.environ.get("MERINOD")
+    if name is None:
+        build = pathlib.Path(os.environ.get("BUILD", "build"))
+        name = str(build / "merinod" if build.is_absolute() else ROOT / build / "merinod")
+    return shutil.which(name)
+
+
+def is_qsd():
+    """Is the program under test QEMU's?"""
+    return "qemu-storage-daemon" in (program() or "")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class DidNotStart(Exception):
+    """The daemon ended before it was ready; .status and .stderr tell how."""
+
+    def __init__(self, status, stderr):
+        super().__init__(f"exit {status}: {stderr}")
+        self.status, self.stderr = status, stderr
+
+
+class Daemon:
+    """One process.  Options are given in the order in which it is to process them."""
+
+    def __init__(self, directory, argv, nbd_address, qmp_path):
+        self.dir, self.nbd_address, self.qmp_path = directory, nbd_address, qmp_path
+        self.argv = argv
+        self.clients = []
+        self.monitor = None
+        self.ended = False
+        self.stderr_path = directory / "stderr"
+        with open(self.stderr_path, "wb") as err:
+            self.proc = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=err, stderr=err)
+
+    # --- life
+
+    def wait_ready(self, pidfile, timeout=20):
+        """The pid file is written last of all, when everything asked for is in place."""
+        end = time.monotonic() + timeout
+        while not (pidfile.exists() and pidfile.read_text().strip()):
+            status = self.proc.poll()
+            if status is not None:
+                self.ended = True
+                self.no_reports()
+                raise DidNotStart(status, self.stderr())
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"{self.argv} is not ready after {timeout} s:\n{self.stderr()}")
+            time.sleep(0.005)
+
+    def stderr(self):
+        return self.stderr_path.read_text(errors="replace")
+
+    def no_reports(self):
+        text = self.stderr()
+        assert not REPORT.search(text), text
+
+    def wait_end(self, timeout=20):
+        """It was told to end: it must do so by itself, with status 0."""
+        try:
+            status = self.proc.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.argv[0]} did not end within {timeout} s:\n{self.stderr()}") from None
+        self.ended = True
+        self.close_clients()
+        assert status == 0, f"{self.argv[0]} ended with {status}:\n{self.stderr()}"
+        self.no_reports()
+
+    def stop(self):
+        """SIGTERM and a clean end; a second call does nothing."""
+        if not self.ended:
+            self.proc.send_signal(signal.SIGTERM)
+            self.wait_end()
+
+    def kill(self):
+        """kill -9: the process dies where it stands."""
+        if not self.ended:
+            self.proc.kill()
+            self.proc.wait()
+            self.ended = True
+        self.close_clients()
+
+    def close_clients(self):
+        for c in self.clients:
+            c.close()
+        self.clients = []
+        self.monitor = None
+
+    def alive(self):
+        return self.proc.poll() is None
+
+    # --- clients
+
+    def connect(self, **kw):
+        """A raw NBD connection that has not said anything yet."""
+        c = nbdraw.Conn(self.nbd_address, **kw)
+        self.clients.append(c)
+        return c
+
+    def enter(self, name="disk", contexts=(), structured=True):
+        """A raw NBD connection in transmission."""
+        return self.connect().enter(name, contexts, structured)
+
+    @property
+    def qmp(self):
+        """One monitor client, made at the first use (QEMU serves one per socket)."""
+        if self.monitor is None:
+            self.monitor = self.connect_qmp()
+        return self.monitor
+
+    def connect_qmp(self, negotiate=True):
+        c = qmp.QMP(self.qmp_path, negotiate=negotiate)
+        self.clients.append(c)
+        return c
+
+    def uri(self, name="disk"):
+        quoted = urllib.parse.quote(name)
+        if isinstance(self.nbd_address, str):
+            return f"nbd+unix:///{quoted}?socket={self.nbd_address}"
+        return f"nbd://{self.nbd_address[0]}:{self.nbd_address[1]}/{quoted}"
+
+    def libnbd(self, name="disk", contexts=()):
+        """A connected libnbd handle."""
+        h = nbd.NBD()
+        for c in contexts:
+            h.add_meta_context(c)
+        h.connect_uri(self.uri(name))
+        return h
+
+
+class Factory:
+    """Starts daemons in one private directory and ends them all."""
+
+    def __init__(self, directory):
+        self.dir = directory
+        self.all = []
+
+    def start(self, *args, listen="unix", monitor=True):
+        """ARGS after the listener and the monitor.  LISTEN: "unix", "inet" or None; MONITOR: have a QMP socket."""
+        here = self.dir / f"d{len(self.all)}"
+        here.mkdir()
+        argv, address, qmp_path = [program()], None, None
+        if monitor:
+            qmp_path = str(here / "qmp")
+            argv += ["--chardev", f"socket,id=mon0,path={qmp_path},server=on,wait=off",
+                     "--monitor", "chardev=mon0"]
+        if listen == "unix":
+            address = str(here / "nbd")
+            argv += ["--nbd-server", f"addr.type=unix,addr.path={address}"]
+        elif listen == "inet":
+            address = ("127.0.0.1", free_port())
+            argv += ["--nbd-server", f"addr.type=inet,addr.host={address[0]},addr.port={address[1]}"]
+        pidfile = here / "pid"
+        d = Daemon(here, argv + [str(a) for a in args] + ["--pidfile", str(pidfile)], address, qmp_path)
+        self.all.append(d)
+        d.wait_ready(pidfile)
+        return d
+
+    def serve(self, path, fmt="qcow2", name="disk", writable=True, bitmaps=(), blockdev="", export="", **kw):
+        """One image, node and export named NAME.  BLOCKDEV, EXPORT: further keys of these options."""
+        return self.start(*disk_args(path, fmt, name, writable, bitmaps, blockdev, export), **kw)
+
+    def end(self):
+        """Stop what still runs; every daemon is ended even when one of them did not end well."""
+        failures = []
+        for d in self.all:
+            d.close_clients()
+            try:
+                d.stop()
+            except AssertionError as e:
+                failures.append(str(e))
+        assert not failures, "\n".join(failures)
+
+
+def blockdev(path, fmt, node, writable=True, extra=""):
+    """The value of --blockdev, with discards let through to the file as VMs are set up today."""
+    read_only = "" if writable else ",read-only=on,file.read-only=on"
+    return (f"driver={fmt},node-name={node},discard=unmap,file.driver=file,file.filename={path},"
+            f"file.discard=unmap{read_only}{extra and ',' + extra}")
+
+
+def disk_args(path, fmt="qcow2", name="disk", writable=True, bitmaps=(), extra="", export=""):
+    """--blockdev and --export of one disk."""
+    contexts = "".join(f",bitmaps.{i}={b}" for i, b in enumerate(bitmaps))
+    return ["--blockdev", blockdev(path, fmt, name, writable, extra),
+            "--export", f"type=nbd,id={name},node-name={name},name={name},"
+                        f"writable={'on' if writable else 'off'}{contexts}{export and ',' + export}"]
