@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* bitmap: which granules of a node changed (QEMU's docs/interop/bitmaps).
+ *
+ * A bitmap belongs to a node and is touched on the node's loop only.  The bits
+ * are one flat array (anonymous memory now; the crash log of a later issue maps
+ * a file instead), one bit per granule, least significant bit first.  Counts
+ * are 64 bits wide.
+ *
+ * A tap (tracker.c) on the node sets bits before each write is issued, of the
+ * byte range that is written; a bit is never taken back when the write fails.
+ */
+#ifndef MERINO_BITMAP_H
+#define MERINO_BITMAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/extents.h"
+
+struct json_object;
+struct node;
+
+#define BITMAP_NAME_MAX 1023			/* bytes (qcow2 specification) */
+#define BITMAP_GRANULARITY_MIN 512u		/* bytes */
+#define BITMAP_GRANULARITY_MAX (1ull << 31)
+#define BITMAP_BYTES_MAX (512ull << 20)		/* memory of one bitmap */
+#define BITMAPS_MAX 65535			/* of one node */
+
+struct bitmap {
+	struct bitmap *next;		/* in node->bitmaps */
+	struct node *node;
+	char *name;			/* owned, UTF-8, 1 … BITMAP_NAME_MAX bytes */
+	unsigned granularity_bits;
+	uint64_t size;			/* bytes of the node that it covers */
+	uint64_t *bits;			/* mmap'd; bits past the end are 0 */
+	uint64_t dirty;			/* set bits (granules) */
+	bool enabled;			/* records writes */
+	bool persistent;		/* stored in the image at a clean close */
+	bool inconsistent;		/* was in use when its owner died: only removal is allowed */
+	bool read_only;			/* the image is read only: no change may be stored */
+	unsigned busy;			/* exports and jobs that hold it */
+	bool changed;			/* differs from what is stored */
+};
+
+/* QEMU's block-dirty-bitmap-add; GRANULARITY 0: 64 KiB, or the cluster size
+ * when that is larger or smaller as in QEMU.  Errors in QEMU's words. */
+int bitmap_add(struct node *n, const char *name, uint64_t granularity, bool persistent,
+	       bool disabled, struct bitmap **out, struct error *err);
+
+/* By name on this node; NULL with "Dirty bitmap 'x' not found" (GenericError) in ERR. */
+struct bitmap *bitmap_find(struct node *n, const char *name, struct error *err);
+/* On this node or, as for exports, further down its backing chain and filters. */
+struct bitmap *bitmap_find_chain(struct node *n, const char *name, struct error *err);
+
+/* Checks of QEMU's bdrv_dirty_bitmap_check(): busy, read only, inconsistent. */
+enum bitmap_check { BITMAP_NOT_BUSY = 1, BITMAP_NOT_RO = 2, BITMAP_NOT_INCONSISTENT = 4,
+		    BITMAP_CHECK_DEFAULT = 7 };
+int bitmap_check(const struct bitmap *b, unsigned checks, struct error *err);
+
+int bitmap_remove(struct bitmap *b, struct error *err);
+int bitmap_clear(struct bitmap *b, struct error *err);
+int bitmap_set_enabled(struct bitmap *b, bool enabled, struct error *err);
+/* dst |= each of src; granularities may differ; all or nothing.  Sizes must match. */
+int bitmap_merge(struct bitmap *dst, struct bitmap *const *src, unsigned n, struct error *err);
+
+/* A copy of the bits and the count, so that a transaction can undo. */
+struct bitmap_backup;
+struct bitmap_backup *bitmap_save(const struct bitmap *b);
+void bitmap_restore(struct bitmap *b, struct bitmap_backup *s);		/* frees S */
+void bitmap_backup_free(struct bitmap_backup *s);
+
+/* Marks [off, off+len) dirty (bytes; whole granules; clipped to the size).  Hot path. */
+void bitmap_set(struct bitmap *b, uint64_t off, uint64_t len);
+void bitmap_reset(struct bitmap *b, uint64_t off, uint64_t len);
+bool bitmap_get(const struct bitmap *b, uint64_t off);
+/* First dirty (clean) byte at or after OFF and before END; END when none.  Granule exact. */
+uint64_t bitmap_next_dirty(const struct bitmap *b, uint64_t off, uint64_t end);
+uint64_t bitmap_next_clean(const struct bitmap *b, uint64_t off, uint64_t end);
+/* Appends runs (EXTENT_DIRTY or 0) that cover [off, off+len) or as many as fit. */
+void bitmap_extents(const struct bitmap *b, uint64_t off, uint64_t len, struct extents *x);
+
+static inline uint64_t bitmap_dirty_bytes(const struct bitmap *b)
+{
+	uint64_t bytes = b->dirty << b->granularity_bits;
+
+	return bytes < b->size ? bytes : b->size;
+}
+
+/* QEMU's BlockDirtyInfo of each bitmap of N as a JSON array (NULL when none),
+ * and Qcow2BitmapInfo of the stored ones. */
+struct json_object *bitmaps_query(struct node *n);
+struct json_object *bitmaps_query_stored(struct node *n);
+
+/* Hooks bitmaps/ into format/ (node_bitmap_hooks).  Call once at start. */
+void bitmaps_init(void);
+
+#endif
