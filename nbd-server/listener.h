@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* listener: sockets on which NBD clients arrive.  Main loop only.
+ *
+ * A process has any number of them; all offer all exports.  Each bounds its
+ * connections, handshakes included.
+ */
+#ifndef MERINO_LISTENER_H
+#define MERINO_LISTENER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "common/error.h"
+
+struct json_object;
+struct listener;
+
+struct listener_options {
+	unsigned max_connections;	/* 0: no limit of its own; QEMU's default is 100 */
+	unsigned handshake_max_seconds;	/* 0: no limit; QEMU's default is 10 */
+};
+
+/* Listens on ADDR, QEMU's flat SocketAddress ({"type":"unix","path":…}, "inet"
+ * with host, port, ipv4, ipv6, to; "fd" with str) and starts accepting.  A
+ * listener on the same address exists: -EADDRINUSE, "NBD server already running". */
+int listener_start(struct json_object *addr, const struct listener_options *o, struct listener **out,
+		   struct error *err);
+
+/* Stops all listeners, ends all connections and waits for them (coroutine).
+ * -ENOENT "NBD server not running" when there is none. */
+int listener_stop_all(struct error *err);
+
+/* Whether any listener runs. */
+bool listener_any(void);
+
+/* An NBD URI for EXPORT_NAME through L (NULL: the first), to paste; malloc'd. */
+char *listener_uri(struct listener *l, const char *export_name);
+
+/* From transmission.c, on the main loop: a connection of L has ended. */
+void listener_connection_ended(struct listener *l);
+
+#endif

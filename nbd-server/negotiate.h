@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* negotiate: the fixed newstyle handshake, up to an agreement.  Main loop only.
+ * Everything that arrives here comes from somebody who has shown nothing yet.
+ */
+#ifndef MERINO_NEGOTIATE_H
+#define MERINO_NEGOTIATE_H
+
+#include "nbd-server/transmission.h"
+
+struct io;
+
+/* Speaks with the client on A->fd (coroutine; A->listener and fd are set).
+ * 0: *A is complete and the connection goes on to transmission.
+ * -errno: the connection is over (client left, misbehaved, or only asked);
+ * nothing in *A but fd needs releasing.  A time limit is the caller's: it shuts
+ * the socket down. */
+int negotiate(struct io *io, struct agreement *a);
+
+#endif
