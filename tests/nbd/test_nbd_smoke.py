@@ -29,3 +29,14 @@ def test_bad_option_does_not_start(daemon):
     with pytest.raises(DidNotStart) as e:
         daemon.start("--export", "type=nbd,id=x,node-name=nothing")
     assert e.value.status == 1 and "nothing" in e.value.stderr
+
+
+@pytest.mark.merino_only                                 # QEMU waits for ever
+def test_ends_while_a_client_does_not_read(daemon, tmp):
+    """Replies that nobody takes must not hold up the end."""
+    d = daemon.serve(tools.create(tmp / "a.raw", "64M", "raw"), "raw")
+    c = d.enter(structured=False)
+    for i in range(4):
+        c.start(0, i << 24, 16 << 20)
+    c.chunk()                                            # the server is replying by now
+    d.stop()
