@@ -24,6 +24,9 @@ struct json_limits {
 	unsigned tokens;		/* values and keys, nested ones included; default 65536 */
 };
 
+/* LIMITS, or all zero for NULL, with the defaults filled in. */
+struct json_limits json_limits_fill(const struct json_limits *limits);
+
 struct json_stream;
 
 /* LIMITS may be NULL: all defaults.  NULL when out of memory. */
@@ -37,14 +40,20 @@ int json_stream_feed(struct json_stream *s, const char *bytes, size_t n);
 
 /* Returns 1 with the next value in *OUT (the caller owns the reference; NULL for
  * null), 0 when more bytes are needed, or -errno for a broken value, with text for
- * the peer in ERR.  After an error the broken value is skipped and the stream goes
- * on: call again.  A byte 0xFF drops what was begun; so does a line break inside a
- * string, with an error. */
+ * the peer in ERR.  After an error the stream goes on behind what was broken: call
+ * again.  As QMP's specification has it, a control character other than tab, CR and
+ * LF, or a byte 0xFF, drops what was begun and is an error itself; a line break
+ * inside a string does too. */
 int json_stream_next(struct json_stream *s, struct json_object **out, struct error *err);
 
 /* Reads TEXT, which is one value with space around it at most, under the default
  * limits.  NULL with ERR set; a lone null is refused. */
 struct json_object *json_parse_text(const char *text, struct error *err);
+
+/* The same for N bytes of TEXT, which need no terminator and are overwritten.  *OUT is
+ * NULL after an error, and for null. */
+int json_parse_in_place(char *text, size_t n, const struct json_limits *limits,
+			struct json_object **out, struct error *err);
 
 /* The text of O on one line.  It belongs to O and lasts until O is changed, written
  * again or freed.  NULL when out of memory. */

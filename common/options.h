@@ -44,7 +44,7 @@ int opts_value(struct json_object *o, const char *key, struct json_object **out,
 /* "Parameter 'x' is missing" when KEY is absent. */
 int opts_require(struct json_object *o, const char *key, struct error *err);
 
-/* "Invalid parameter 'x'" when anything is left. */
+/* "Parameter 'x' is unexpected" when anything is left. */
 int opts_end(struct json_object *o, struct error *err);
 
 /* A deep private copy; NULL when out of memory (or for null). */
