@@ -2,12 +2,14 @@
 /* error: formats error texts into the caller's struct error.
  *
  * Texts are formatted aside first, since arguments often point into the text that
- * is being replaced.  A text that does not fit is cut between characters, so that
- * valid UTF-8 stays valid.
+ * is being replaced.  A text is always valid UTF-8, since it becomes part of a JSON
+ * reply: other bytes of a file name or a peer turn into '?', and what does not fit
+ * is cut between characters.
  */
 #include "common/error.h"
 
 #include <assert.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -15,22 +17,29 @@
 
 enum { TEXT_MAX = sizeof(((struct error *)0)->text) };
 
-/* Drops a last character of which vsnprintf kept only the first bytes. */
-static void trim_cut_character(char *text)
+/* Replaces what is no UTF-8; a last character that was cut short goes away. */
+static void make_valid(char *text, bool cut)
 {
-	size_t len = strlen(text), start = len;
+	size_t left = strlen(text), len;
 
-	while (start > 0 && len - start < 3 && ((unsigned char)text[start - 1] & 0xc0) == 0x80)
-		start--;
-	if (start > 0 && (unsigned char)text[start - 1] >= 0xc0 &&
-	    utf8_length(text + start - 1, len - start + 1) == 0)
-		text[start - 1] = '\0';
+	for (; left > 0; text += len, left -= len) {
+		len = utf8_length(text, left);
+		if (len > 0)
+			continue;
+		if (cut && left < 4 && (unsigned char)*text >= 0xc0) {
+			*text = '\0';
+			return;
+		}
+		*text = '?';
+		len = 1;
+	}
 }
 
 static void format_text(char text[static TEXT_MAX], const char *fmt, va_list ap)
 {
-	if (vsnprintf(text, TEXT_MAX, fmt, ap) >= TEXT_MAX)
-		trim_cut_character(text);
+	int len = vsnprintf(text, TEXT_MAX, fmt, ap);
+
+	make_valid(text, len >= TEXT_MAX);
 }
 
 static void record(struct error *err, enum error_class class, int code, const char *text)

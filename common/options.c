@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* options: every function looks the key up, converts, and only then takes it, so
+ * that an error leaves object and output as they were.
+ */
+#include "common/options.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/size.h"
+
+static int fail_type(struct error *err, const char *key, const char *expected)
+{
+	return error_set(err, -EINVAL, "Invalid parameter type for '%s', expected: %s", key,
+			 expected);
+}
+
+int opts_value(struct json_object *o, const char *key, struct json_object **out,
+	       struct error *err)
+{
+	struct json_object *value;
+
+	if (!json_object_object_get_ex(o, key, &value))
+		return 0;
+	json_object_put(*out);
+	*out = json_object_get(value);
+	json_object_object_del(o, key);
+	return 0;
+}
+
+int opts_str(struct json_object *o, const char *key, char **out, struct error *err)
+{
+	struct json_object *value;
+	char *copy;
+
+	if (!json_object_object_get_ex(o, key, &value))
+		return 0;
+	if (!json_object_is_type(value, json_type_string))
+		return fail_type(err, key, "string");
+	copy = strdup(json_object_get_string(value));
+	if (!copy)
+		return error_set(err, -ENOMEM, "Parameter '%s': out of memory", key);
+	free(*out);
+	*out = copy;
+	json_object_object_del(o, key);
+	return 0;
+}
+
+/* 1 and 0 for QEMU's spellings, -1 for others. */
+static int bool_word(const char *text)
+{
+	static const char *const yes[] = { "on", "yes", "true", "y" };
+	static const char *const no[] = { "off", "no", "false", "n" };
+
+	for (size_t i = 0; i < sizeof(yes) / sizeof(yes[0]); i++) {
+		if (strcmp(text, yes[i]) == 0)
+			return 1;
+		if (strcmp(text, no[i]) == 0)
+			return 0;
+	}
+	return -1;
+}
+
+int opts_bool(struct json_object *o, const char *key, bool *out, struct error *err)
+{
+	struct json_object *value;
+	int word;
+
+	if (!json_object_object_get_ex(o, key, &value))
+		return 0;
+	if (json_object_is_type(value, json_type_boolean)) {
+		*out = json_object_get_boolean(value);
+	} else if (json_object_is_type(value, json_type_string)) {
+		word = bool_word(json_object_get_string(value));
+		if (word < 0)
+			return error_set(err, -EINVAL, "Parameter '%s' expects 'on' or 'off'", key);
+		*out = word;
+	} else {
+		return fail_type(err, key, "boolean");
+	}
+	json_object_object_del(o, key);
+	return 0;
+}
+
+int opts_u64(struct json_object *o, const char *key, uint64_t *out, struct error *err)
+{
+	struct json_object *value;
+	bool ok;
+
+	if (!json_object_object_get_ex(o, key, &value))
+		return 0;
+	if (json_object_is_type(value, json_type_int)) {
+		ok = json_object_get_int64(value) >= 0;
+		if (ok)
+			*out = json_object_get_uint64(value);
+	} else if (json_object_is_type(value, json_type_string)) {
+		ok = size_parse(json_object_get_string(value), out, NULL) == 0;
+	} else {
+		return fail_type(err, key, "integer");
+	}
+	if (!ok)
+		return error_set(err, -EINVAL,
+				 "Parameter '%s' expects a non-negative number below 2^64", key);
+	json_object_object_del(o, key);
+	return 0;
+}
+
+int opts_object(struct json_object *o, const char *key, struct json_object **out,
+		struct error *err)
+{
+	struct json_object *value;
+
+	if (json_object_object_get_ex(o, key, &value) &&
+	    !json_object_is_type(value, json_type_object))
+		return fail_type(err, key, "object");
+	return opts_value(o, key, out, err);
+}
+
+int opts_enum(struct json_object *o, const char *key, const char *const *names, int *out,
+	      struct error *err)
+{
+	struct json_object *value;
+	const char *text;
+
+	if (!json_object_object_get_ex(o, key, &value))
+		return 0;
+	if (!json_object_is_type(value, json_type_string))
+		return fail_type(err, key, "string");
+	text = json_object_get_string(value);
+	for (int i = 0; names[i]; i++) {
+		if (strcmp(text, names[i]) != 0)
+			continue;
+		*out = i;
+		json_object_object_del(o, key);
+		return 0;
+	}
+	return error_set(err, -EINVAL, "Parameter '%s' does not accept value '%s'", key, text);
+}
+
+int opts_require(struct json_object *o, const char *key, struct error *err)
+{
+	if (json_object_object_get_ex(o, key, NULL))
+		return 0;
+	return error_set(err, -EINVAL, "Parameter '%s' is missing", key);
+}
+
+int opts_end(struct json_object *o, struct error *err)
+{
+	struct json_object_iterator at = json_object_iter_begin(o);
+	struct json_object_iterator end = json_object_iter_end(o);
+
+	if (json_object_iter_equal(&at, &end))
+		return 0;
+	return error_set(err, -EINVAL, "Parameter '%s' is unexpected",
+			 json_object_iter_peek_name(&at));
+}
+
+struct json_object *opts_copy(struct json_object *o)
+{
+	struct json_object *copy = NULL;
+
+	return json_object_deep_copy(o, &copy, NULL) == 0 ? copy : NULL;
+}
