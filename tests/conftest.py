@@ -14,6 +14,10 @@ sys.dont_write_bytecode = True
 from lib import daemon as daemon_module                  # noqa: E402
 
 
+# Debian's programs first: its nbdsh runs the `python3` of the PATH, which must be the one that has libnbd.
+os.environ["PATH"] = "/usr/bin:/usr/sbin:/bin:/sbin:" + os.environ.get("PATH", "")
+
+
 def pytest_configure(config):
     if daemon_module.program() is None:
         raise pytest.UsageError("no program to test: build merinod, or set MERINOD=/path/to/it")
