@@ -348,7 +348,8 @@ static int parse_pair(struct parser *p, struct json_object *object)
 	if (p->at == p->end)
 		return fail(p, "premature EOI");
 	if (c != '"' && c != '\'')
-		return fail(p, c == '}' ? "expecting value" : "key is not a string in object");
+		return fail(p, c && strchr("}],:", c) ? "expecting value"
+						       : "key is not a string in object");
 	rc = parse_string(p, &key, &len);
 	if (rc < 0)
 		return rc;

@@ -272,10 +272,8 @@ static int listify(struct reader *r, struct json_object **o, const struct path *
 			return rc;
 		}
 		/* Replaces the value of a key that is there: the iteration goes on. */
-		if (child == value)
+		if (child == value || json_object_object_add(*o, key, child) < 0)
 			json_object_put(child);
-		else if (json_object_object_add(*o, key, child) < 0)
-			return fail_memory(r);
 	}
 	if (numbers == 0)
 		return 0;
