@@ -301,7 +301,7 @@ static void test_stream(void **state)
 		for (size_t step = 1; step <= strlen(cases[i].input); step++)
 			expect(cases[i].input, strlen(cases[i].input), step, cases[i].log);
 	expect("\0{}", 3, 1, PE "stray '\\x00';{};");
-	expect("{\"a\0\":1}{}", 10, 3, PE "stray '\\x00';" PE "stray ':';{};");
+	expect("{\"a\0:1}{}", 9, 4, PE "stray '\\x00';" PE "expecting value;{};");
 }
 
 /* What passes a limit is reported once and swallowed, then the stream goes on. */
