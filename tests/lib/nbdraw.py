@@ -6,6 +6,7 @@ ones; what comes back is parsed strictly, and a server that breaks the protocol 
 """
 
 import dataclasses
+import select
 import socket
 import struct
 
@@ -117,7 +118,23 @@ class Conn:
     # --- bytes
 
     def send(self, data):
+        """All of DATA, without reading anything meanwhile."""
         self.sock.sendall(data)
+
+    def pump(self, data):
+        """All of DATA, taking in what the server sends meanwhile, as a client with requests in flight must."""
+        rest = memoryview(data)
+        while rest:
+            readable, writable, _ = select.select([self.sock], [self.sock], [], self.sock.gettimeout())
+            if not readable and not writable:
+                raise TimeoutError("the server neither reads nor writes")
+            if readable:
+                got = self.sock.recv(1 << 20)
+                if not got:
+                    raise Closed("while sending")
+                self.buffer += got
+            if writable:
+                rest = rest[self.sock.send(rest, socket.MSG_DONTWAIT):]
 
     def recv(self, n):
         """Exactly N bytes."""
@@ -250,7 +267,7 @@ class Conn:
 
     def start(self, cmd, offset=0, length=None, flags=0, data=b"", cookie=None):
         """Send a request and return its cookie; answer() waits for it."""
-        self.send(self.pack(cmd, offset, len(data) if length is None else length, flags, data, cookie))
+        self.pump(self.pack(cmd, offset, len(data) if length is None else length, flags, data, cookie))
         return self.last_cookie
 
     def chunk(self):

@@ -17,7 +17,7 @@ def sectors(seed, offset, length):
     assert offset % 512 == 0 and length % 512 == 0
     out = bytearray()
     for at in range(offset, offset + length, 512):
-        out += (f"[{seed}@{at:#x}]".encode() * 64)[:512]
+        out += (f"[{seed}@{at:#x}]".encode() * 128)[:512]
     return bytes(out)
 
 

@@ -79,7 +79,7 @@ class QMP:
         self.send(data)
         return self.reply()
 
-    def exchange(self, name, arguments=None):
+    def exchange(self, name, arguments=None, /):
         """Send one command; its whole reply, "return" or "error"."""
         self.next_id += 1
         message = {"execute": name, "id": self.next_id}
@@ -90,7 +90,7 @@ class QMP:
         assert reply.get("id") == self.next_id, reply
         return reply
 
-    def cmd(self, name, arguments=None, **kw):
+    def cmd(self, name, arguments=None, /, **kw):
         """What the command returns.  Dashes in argument names: pass a dict, or write underscores."""
         if kw:
             arguments = {k.replace("_", "-"): v for k, v in kw.items()}
@@ -99,7 +99,7 @@ class QMP:
             raise QMPError(reply["error"])
         return reply["return"]
 
-    def error(self, name, arguments=None, **kw):
+    def error(self, name, arguments=None, /, **kw):
         """The command must fail; (class, text)."""
         try:
             result = self.cmd(name, arguments, **kw)

@@ -37,6 +37,6 @@ def test_ends_while_a_client_does_not_read(daemon, tmp):
     d = daemon.serve(tools.create(tmp / "a.raw", "64M", "raw"), "raw")
     c = d.enter(structured=False)
     for i in range(4):
-        c.start(0, i << 24, 16 << 20)
+        c.send(c.pack(0, i << 24, 16 << 20))
     c.chunk()                                            # the server is replying by now
     d.stop()

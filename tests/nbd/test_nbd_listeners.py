@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Sockets: unix, TCP, several at once, started and stopped while the daemon runs; the short command line."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from lib import nbdraw, qmp, tools
+from lib.daemon import disk_args, free_port, program
+from lib.smalldisk import DATA, raw
+
+
+def unix(path):
+    return {"type": "unix", "data": {"path": str(path)}}
+
+
+def test_tcp(daemon, tmp):
+    d = daemon.serve(raw(tmp), "raw", listen="inet")
+    assert d.enter().read(0, 4096) == DATA[:4096]
+    assert tools.run("nbdinfo", "--size", d.uri()).stdout == "4194304\n"
+
+
+def test_tcp_answers_small_requests_at_once(daemon, tmp):
+    """Without TCP_NODELAY, 50 round trips would take two seconds."""
+    c = daemon.serve(raw(tmp), "raw", listen="inet").enter()
+    start = time.monotonic()
+    for _ in range(50):
+        c.read(0, 512)
+        c.write(0, b"x" * 512)
+    assert time.monotonic() - start < 1.5
+
+
+def test_server_started_by_qmp(daemon, tmp):
+    d = daemon.start("--blockdev", f"driver=file,node-name=n,filename={raw(tmp)}", listen=None)
+    d.qmp.cmd("nbd-server-start", {"addr": unix(tmp / "s")})
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "e", "node-name": "n", "name": "disk"})
+    assert nbdraw.Conn(str(tmp / "s")).enter("disk").read(0, 4096) == DATA[:4096]
+
+
+def test_server_stop_ends_connections_and_removes_the_socket(daemon, tmp):
+    d = daemon.serve(raw(tmp), "raw")
+    c = d.enter()
+    d.qmp.cmd("nbd-server-stop")
+    assert c.closed_by_server()
+    with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+        d.connect()
+    assert not os.path.exists(d.nbd_address)
+
+
+def test_server_can_be_started_again(daemon, tmp):
+    d = daemon.serve(raw(tmp), "raw")
+    d.qmp.cmd("nbd-server-stop")
+    d.qmp.cmd("nbd-server-start", {"addr": unix(d.nbd_address)})
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "e2", "node-name": "disk", "name": "disk"})
+    assert d.enter().read(0, 512) == DATA[:512]
+
+
+@pytest.mark.merino_only                                 # QEMU leaves it behind
+def test_socket_is_removed_at_the_end(daemon, tmp):
+    d = daemon.serve(raw(tmp), "raw")
+    d.stop()
+    assert not os.path.exists(d.nbd_address)
+
+
+def test_starts_over_the_socket_of_a_killed_daemon(daemon, tmp):
+    d = daemon.serve(raw(tmp), "raw")
+    d.kill()
+    assert os.path.exists(d.nbd_address)
+    daemon.start("--nbd-server", f"addr.type=unix,addr.path={d.nbd_address}", *disk_args(raw(tmp), "raw"), listen=None)
+    assert d.enter().read(0, 512) == DATA[:512]
+
+
+def test_export_added_and_removed_while_clients_come_and_go(daemon, tmp):
+    d = daemon.serve(raw(tmp), "raw", name="first")
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "late", "node-name": "first", "name": "late"})
+    assert d.enter("late").read(0, 512) == DATA[:512]
+    d.close_clients()
+    d.qmp.cmd("block-export-del", id="late", mode="hard")
+    d.qmp.event("BLOCK_EXPORT_DELETED")
+    with pytest.raises(nbdraw.OptionRefused):
+        d.enter("late")
+    assert d.enter("first").read(0, 512) == DATA[:512]
+
+
+@pytest.mark.merino_only                                 # QEMU has one NBD server per process
+def test_several_listeners_on_the_command_line(daemon, tmp):
+    port = free_port()
+    d = daemon.start("--nbd-server", f"addr.type=inet,addr.host=127.0.0.1,addr.port={port}",
+                     "--nbd-server", f"addr.type=unix,addr.path={tmp}/second", *disk_args(raw(tmp), "raw"))
+    for address in (d.nbd_address, ("127.0.0.1", port), f"{tmp}/second"):
+        c = nbdraw.Conn(address).enter("disk")
+        assert c.read(0, 4096) == DATA[:4096]
+        c.close()
+
+
+@pytest.mark.merino_only
+def test_several_listeners_by_qmp(daemon, tmp):
+    d = daemon.serve(raw(tmp), "raw")
+    d.qmp.cmd("nbd-server-start", {"addr": unix(tmp / "b")})
+    assert nbdraw.Conn(str(tmp / "b")).enter("disk").read(0, 512) == DATA[:512]
+    with pytest.raises(qmp.QMPError, match="NBD server already running"):
+        d.qmp.cmd("nbd-server-start", {"addr": unix(tmp / "b")})
+    d.qmp.cmd("nbd-server-stop")
+    for address in (d.nbd_address, str(tmp / "b")):
+        with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+            nbdraw.Conn(address)
+
+
+@pytest.mark.merino_only
+def test_short_command_line_prints_a_uri_that_works(tmp):
+    """merinod disk.qcow2: what people type."""
+    path = tools.create(tmp / "disk.qcow2", "4M")
+    with open(tmp / "err", "wb") as err:
+        proc = subprocess.Popen([program(), path], cwd=tmp, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=err,
+                                text=True)
+    try:
+        uri = re.search(r"nbd(\+unix)?://\S+", proc.stdout.readline()).group()
+        assert tools.run("nbdinfo", "--size", uri).stdout == "4194304\n"
+        tools.qemu_io(uri, "write -P 1 0 64k", "read -P 1 0 64k", fmt="raw")
+    finally:
+        proc.send_signal(signal.SIGTERM)
+        status = proc.wait(20)
+        proc.stdout.close()
+    assert status == 0, (tmp / "err").read_text()
+    tools.check(path)
+
+
+def test_missing_image_is_named(tmp):
+    done = subprocess.run([program(), "--blockdev", f"driver=file,node-name=n,filename={tmp}/nope.raw"],
+                          capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1 and f"{tmp}/nope.raw" in done.stderr and "No such file" in done.stderr
+
+
+def test_daemonize_returns_when_serving(tmp):
+    """The parent ends with 0 once the socket is there; the child's pid is in the file."""
+    path = raw(tmp)
+    tools.run(program(), "--nbd-server", f"addr.type=unix,addr.path={tmp}/s", *disk_args(path, "raw"), "--daemonize",
+              "--pidfile", tmp / "pid")
+    pid = int((tmp / "pid").read_text())
+    try:
+        assert nbdraw.Conn(f"{tmp}/s").enter("disk").read(0, 512) == DATA[:512]
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        for _ in range(200):
+            if not os.path.exists(f"/proc/{pid}"):
+                break
+            time.sleep(0.02)
+    assert not os.path.exists(f"/proc/{pid}") and not (tmp / "pid").exists()
