@@ -71,6 +71,7 @@ struct node_use {
 	struct node_use *next;
 	struct node *node;
 	unsigned perm, shared;		/* enum node_perm */
+	bool linked;
 	char what[80];			/* "export 'x'", "node 'y' as 'backing'": for error texts */
 };
 
@@ -119,7 +120,9 @@ struct node {
 	bool force_share;		/* no lock bytes, read only */
 	bool cache_direct, cache_no_flush;
 	bool monitor_owned;		/* made by blockdev-add: blockdev-del may delete it */
-	unsigned depth;			/* longest way down, in nodes */
+	bool protocol;			/* bottom of the graph: may be read behind its end (zeroes) */
+	bool may_grow;			/* a user holds PERM_RESIZE: writes may pass the end */
+	unsigned level;			/* how deep below the node that was asked for */
 	unsigned refs;			/* graph->lock */
 	char *filename;			/* what query commands show; owned */
 	struct node *child[CHILD_COUNT];
@@ -197,8 +200,13 @@ int node_truncate(struct node *n, uint64_t size, struct error *err);
  * layers, 1 is N itself. */
 int node_map_chain(struct node *n, uint64_t off, uint64_t len, struct extents *x);
 
+/* The driver is host_device: what lies behind the end, or was freed, is not zero. */
+bool node_on_block_device(const struct node *n);
+
 bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file **f,
 		     uint64_t *host_off);
+
+extern const struct node_driver file_driver, host_device_driver, raw_driver, qcow2_driver;
 
 /* Drivers, for help and lookup; ends with NULL. */
 extern const struct node_driver *const node_drivers[];

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Lock bytes, QEMU's: so that neither writes under the other.
+ *
+ * A permission that we hold is byte 100 + bit, one that we do not share is byte
+ * 200 + bit; each is a shared lock (F_RDLCK) of the open file description that
+ * does the I/O.  After taking our own bytes we ask, byte by byte, whether an
+ * exclusive lock could be had: if not, somebody else holds it, and we conflict.
+ * A killed process's ring can hold its file for tens of milliseconds: retry.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "format/file-int.h"
+
+#define LOCK_PERM_BASE 100
+#define LOCK_SHARED_BASE 200
+#define LOCK_RETRY_NS 20000000u
+#define LOCK_PATIENCE_NS 2000000000u
+
+static const char *const bit_names[] = { "consistent read", "write", "write unchanged", "resize" };
+
+static int lock_byte(int fd, int base, unsigned bit, short type)
+{
+	struct flock l = {
+		.l_type = type, .l_whence = SEEK_SET, .l_start = base + (int)bit, .l_len = 1,
+	};
+
+	return fcntl(fd, F_OFD_SETLK, &l) ? -errno : 0;
+}
+
+/* Whether another holds the byte. */
+static bool byte_is_held(int fd, int base, unsigned bit)
+{
+	struct flock l = {
+		.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = base + (int)bit, .l_len = 1,
+	};
+
+	return !fcntl(fd, F_OFD_GETLK, &l) && l.l_type != F_UNLCK;
+}
+
+/* Locks the bytes of WANT that are not in *HELD; unlocks those of *HELD not in KEEP. */
+static int lock_bytes(int fd, int base, unsigned want, unsigned keep, unsigned *held)
+{
+	for (unsigned bit = 0; bit < 4; bit++) {
+		unsigned mask = 1u << bit;
+		int rc = 0;
+
+		if ((want & mask) && !(*held & mask)) {
+			rc = lock_byte(fd, base, bit, F_RDLCK);
+			if (!rc)
+				*held |= mask;
+		} else if ((*held & mask) && !(keep & mask)) {
+			rc = lock_byte(fd, base, bit, F_UNLCK);
+			*held &= ~mask;
+		}
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* The bit (as a name) on which others conflict with us, or NULL. */
+static const char *lock_conflict(int fd, unsigned perm, unsigned unshared)
+{
+	for (unsigned bit = 0; bit < 4; bit++) {
+		if ((perm & (1u << bit)) && byte_is_held(fd, LOCK_SHARED_BASE, bit))
+			return bit_names[bit];
+		if ((unshared & (1u << bit)) && byte_is_held(fd, LOCK_PERM_BASE, bit))
+			return bit_names[bit];
+	}
+	return NULL;
+}
+
+static int lock_try(struct file *s, unsigned perm, unsigned unshared, const char **conflict)
+{
+	int fd = s->f->fd, rc;
+	unsigned perm_before = s->perm_held, unshared_before = s->unshared_held;
+
+	*conflict = NULL;
+	rc = lock_bytes(fd, LOCK_PERM_BASE, perm, perm | perm_before, &s->perm_held);
+	if (!rc)
+		rc = lock_bytes(fd, LOCK_SHARED_BASE, unshared, unshared | unshared_before,
+				&s->unshared_held);
+	if (!rc)
+		*conflict = lock_conflict(fd, perm & ~perm_before, unshared & ~unshared_before);
+	if (rc || *conflict) {
+		lock_bytes(fd, LOCK_PERM_BASE, 0, perm_before, &s->perm_held);
+		lock_bytes(fd, LOCK_SHARED_BASE, 0, unshared_before, &s->unshared_held);
+		return rc ? rc : -EBUSY;
+	}
+	lock_bytes(fd, LOCK_PERM_BASE, 0, perm, &s->perm_held);
+	lock_bytes(fd, LOCK_SHARED_BASE, 0, unshared, &s->unshared_held);
+	return 0;
+}
+
+int file_lock_set(struct file *s, const char *filename, unsigned perm, unsigned shared,
+		  struct error *err)
+{
+	unsigned unshared = PERM_ALL & ~shared;
+	const char *conflict;
+	uint64_t waited = 0;
+	int rc;
+
+	if (s->f->fd < 0)
+		return 0;		/* the simulation has no other processes */
+	while ((rc = lock_try(s, perm, unshared, &conflict)) == -EBUSY && waited < LOCK_PATIENCE_NS) {
+		io_sleep(s->f->io, LOCK_RETRY_NS);
+		waited += LOCK_RETRY_NS;
+	}
+	if (rc == -EBUSY)
+		return error_set(err, -EAGAIN,
+				 "Failed to get \"%s\" lock: is another process using the image [%s]?",
+				 conflict, filename);
+	if (rc == -EINVAL || rc == -ENOTSUP || rc == -ENOLCK)
+		return 0;		/* a file system without locks: as QEMU's locking=auto */
+	return rc ? error_errno(err, rc, "Failed to lock '%s'", filename) : 0;
+}
+
+void file_lock_drop(struct file *s)
+{
+	lock_bytes(s->f->fd, LOCK_PERM_BASE, 0, 0, &s->perm_held);
+	lock_bytes(s->f->fd, LOCK_SHARED_BASE, 0, 0, &s->unshared_held);
+}

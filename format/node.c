@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* node: the narrow waist that every request crosses.
+ *
+ * Opening and closing are in graph.c, users and their permissions in
+ * node-use.c.  Here: bounds, taps, the driver's call, and the ways out when a
+ * driver cannot do what was asked.
+ */
+#include "format/node.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/checked.h"
+
+#define ZERO_PIECE (1u << 20)	/* bytes of zeroes written at a time when nothing better works */
+
+static inline int node_check_read(const struct node *n, uint64_t off, uint64_t len)
+{
+	if (n->protocol)
+		return off <= INT64_MAX && len <= INT64_MAX - off ? 0 : -EINVAL;
+	return checked_range(off, len, n->size) ? 0 : -EINVAL;
+}
+
+static inline int node_check_write(const struct node *n, uint64_t off, uint64_t len)
+{
+	if (n->read_only)
+		return -EPERM;
+	if (checked_range(off, len, n->size))
+		return 0;
+	return n->may_grow && off <= INT64_MAX && len <= INT64_MAX - off ? 0 : -ENOSPC;
+}
+
+static inline void node_taps_before(struct node *n, uint64_t off, uint64_t len)
+{
+	for (struct tap *t = n->taps; t; t = t->next)
+		t->ops->before(t, off, len);
+}
+
+static inline void node_taps_after(struct node *n, uint64_t off, uint64_t len, int rc)
+{
+	for (struct tap *t = n->taps; t; t = t->next)
+		if (t->ops->after)
+			t->ops->after(t, off, len, rc);
+}
+
+int node_read(struct node *n, void *buf, uint64_t off, size_t len)
+{
+	int rc = node_check_read(n, off, len);
+
+	if (__builtin_expect(rc || !len, 0))
+		return rc;
+	return n->driver->read(n, buf, off, len);
+}
+
+int node_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags)
+{
+	int rc = node_check_write(n, off, len);
+
+	if (__builtin_expect(rc || !len, 0))
+		return rc;
+	if (n->cache_no_flush)
+		flags &= ~(unsigned)NODE_FUA;
+	node_taps_before(n, off, len);
+	rc = n->driver->write(n, buf, off, len, flags);
+	node_taps_after(n, off, len, rc);
+	return rc;
+}
+
+/* The slow way: zeroes from memory. */
+static int node_zero_by_writing(struct node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+	size_t piece = (size_t)min_u64(len, ZERO_PIECE);
+	void *zeroes = NULL;
+	int rc = 0;
+
+	if (posix_memalign(&zeroes, 4096, align_up(piece, 4096)))
+		return -ENOMEM;
+	memset(zeroes, 0, piece);
+	while (len && !rc) {
+		size_t now = (size_t)min_u64(len, piece);
+
+		rc = n->driver->write(n, zeroes, off, now, flags & NODE_FUA);
+		off += now;
+		len -= now;
+	}
+	free(zeroes);
+	return rc;
+}
+
+int node_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+	int rc = node_check_write(n, off, len);
+
+	if (rc || !len)
+		return rc;
+	if (!n->discard_unmap)
+		flags &= ~(unsigned)NODE_MAY_UNMAP;
+	if (n->cache_no_flush)
+		flags &= ~(unsigned)NODE_FUA;
+	node_taps_before(n, off, len);
+	rc = n->driver->zero ? n->driver->zero(n, off, len, flags) : -ENOTSUP;
+	if (rc == -ENOTSUP && !(flags & NODE_NO_FALLBACK))
+		rc = node_zero_by_writing(n, off, len, flags);
+	node_taps_after(n, off, len, rc);
+	return rc;
+}
+
+int node_discard(struct node *n, uint64_t off, uint64_t len)
+{
+	int rc = node_check_write(n, off, len);
+
+	if (rc || !len || !n->discard_unmap || !n->driver->discard)
+		return rc;
+	node_taps_before(n, off, len);
+	rc = n->driver->discard(n, off, len);
+	if (rc == -ENOTSUP)
+		rc = 0;			/* a hint that nobody could take */
+	node_taps_after(n, off, len, rc);
+	return rc;
+}
+
+int node_flush(struct node *n)
+{
+	if (n->cache_no_flush || !n->driver->flush)
+		return 0;
+	return n->driver->flush(n);
+}
+
+int node_map(struct node *n, uint64_t off, uint64_t len, struct extents *x)
+{
+	int rc = node_check_read(n, off, len);
+
+	if (rc || !len)
+		return rc;
+	if (n->driver->map)
+		return n->driver->map(n, off, len, x);
+	extents_add(x, len, 0, 1);
+	return 0;
+}
+
+static int map_chain(struct node *n, uint64_t off, uint64_t len, struct extents *x, uint32_t depth);
+
+/* [off, off+len) has nothing in N: what the layers below say.  1: X is full. */
+static int map_below(struct node *n, uint64_t off, uint64_t len, struct extents *x, uint32_t depth)
+{
+	struct node *below = n->child[CHILD_BACKING];
+	uint64_t there = 0;
+	int rc = 0;
+
+	if (below && off < below->size) {
+		there = min_u64(len, below->size - off);
+		rc = map_chain(below, off, there, x, depth + 1);
+	}
+	if (rc || there == len)
+		return rc;
+	return extents_add(x, len - there, EXTENT_ZERO | EXTENT_HOLE | EXTENT_UNALLOCATED, 0) ? 0 : 1;
+}
+
+/* Appends until [off, off+len) is covered (0), X is full (1) or an error. */
+static int map_chain(struct node *n, uint64_t off, uint64_t len, struct extents *x, uint32_t depth)
+{
+	enum { AT_ONCE = 256 };
+	struct extents t = { .v = malloc(AT_ONCE * sizeof(struct extent)), .max = AT_ONCE };
+	int rc = t.v ? 0 : -ENOMEM;
+
+	while (len && !rc) {
+		t.n = 0;
+		t.total = 0;
+		rc = node_map(n, off, len, &t);
+		if (!rc && !t.n)
+			rc = -EIO;	/* a driver must make progress */
+		for (uint32_t i = 0; i < t.n && !rc; i++) {
+			struct extent *e = &t.v[i];
+
+			if (e->flags & EXTENT_UNALLOCATED)
+				rc = map_below(n, off, e->len, x, depth);
+			else
+				rc = extents_add(x, e->len, e->flags, depth) ? 0 : 1;
+			off += e->len;
+			len -= e->len;
+		}
+	}
+	free(t.v);
+	return rc;
+}
+
+int node_map_chain(struct node *n, uint64_t off, uint64_t len, struct extents *x)
+{
+	int rc = node_check_read(n, off, len);
+
+	if (!rc && len)
+		rc = map_chain(n, off, len, x, 1);
+	return rc < 0 ? rc : 0;
+}
+
+int node_truncate(struct node *n, uint64_t size, struct error *err)
+{
+	if (n->read_only)
+		return error_set(err, -EPERM, "Image is read-only");
+	if (size > INT64_MAX)
+		return error_set(err, -EFBIG, "Image size cannot be larger than %lld", (long long)INT64_MAX);
+	if (!n->driver->truncate)
+		return error_set(err, -ENOTSUP, "Image format driver '%s' does not support resize",
+				 n->driver->name);
+	return n->driver->truncate(n, size, err);
+}
+
+bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file **f,
+		     uint64_t *host_off)
+{
+	return n->driver->host_range && !node_check_read(n, off, len) &&
+	       n->driver->host_range(n, off, len, f, host_off);
+}
+
+void node_tap_add(struct node *n, struct tap *t)
+{
+	struct tap **p = &n->taps;
+
+	while (*p)
+		p = &(*p)->next;
+	t->next = NULL;
+	*p = t;
+}
+
+void node_tap_remove(struct node *n, struct tap *t)
+{
+	for (struct tap **p = &n->taps; *p; p = &(*p)->next) {
+		if (*p == t) {
+			*p = t->next;
+			return;
+		}
+	}
+}
