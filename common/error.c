@@ -35,6 +35,8 @@ static void make_valid(char *text, bool cut)
 	}
 }
 
+/* nonnull: else UBSan makes GCC 12 see a path with a null format, and warn. */
+__attribute__((nonnull, format(printf, 2, 0)))
 static void format_text(char text[static TEXT_MAX], const char *fmt, va_list ap)
 {
 	int len = vsnprintf(text, TEXT_MAX, fmt, ap);
