@@ -36,7 +36,9 @@ struct json_stream {
 	unsigned depth;			/* open brackets; saturates, see scan_structure */
 	bool swallow;			/* the value passed a limit and was reported */
 	char *buf;
-	size_t start, pos, len, size;	/* value's begin <= next byte to look at <= filled <= allocated */
+	size_t start;			/* in buf: where the value begun starts */
+	size_t pos;			/* the next byte to look at */
+	size_t len, size;		/* bytes filled, allocated */
 };
 
 struct json_stream *json_stream_new(const struct json_limits *limits)

@@ -171,7 +171,8 @@ static int read_lone(struct reader *r, struct json_object *root, const char *imp
 
 	r->at += len + (text[len] == ',');
 	if (implied && len > 0)
-		return put(r, root, implied, strlen(implied), json_object_new_string_len(text, len));
+		return put(r, root, implied, strlen(implied),
+			   json_object_new_string_len(text, len));
 	off = r->bare && len > 2 && memcmp(text, "no", 2) == 0;
 	text += off ? 2 : 0;
 	len -= off ? 2 : 0;
