@@ -1,0 +1,430 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* conn: the life of a connection in transmission, and what arrives on it.
+ *
+ * One reader coroutine per connection receives as much as there is, parses
+ * requests where they lie and starts a coroutine for each.  It stops reading
+ * while the connection holds its share of requests or memory, so that a client
+ * that does not read its replies ends up waiting for itself alone.
+ */
+#include "nbd-server/conn.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/bytes.h"
+#include "common/checked.h"
+#include "common/log.h"
+#include "nbd-server/daemon.h"
+#include "nbd-server/listener.h"
+
+#define ROOM_RETRY_NS 5000000u	/* how often to look whether others gave memory back */
+#define RX_POOL_MAX 16		/* idle receive buffers kept by a thread */
+
+static _Atomic uint64_t server_mem;	/* bytes charged by all connections of all loops */
+static __thread struct rxbuf *rx_pool;
+static __thread unsigned rx_pool_size;
+
+/* -- memory ----------------------------------------------------------------- */
+
+void conn_charge(struct conn *c, uint32_t bytes)
+{
+	c->mem += bytes;
+	atomic_fetch_add_explicit(&server_mem, bytes, memory_order_relaxed);
+}
+
+void conn_credit(struct conn *c, uint32_t bytes)
+{
+	c->mem -= bytes;
+	atomic_fetch_sub_explicit(&server_mem, bytes, memory_order_relaxed);
+	if (c->room.head)
+		co_queue_wake_all(&c->room);
+}
+
+/* Whoever holds little always may go on: nobody starves behind hoarders. */
+bool conn_has_room(const struct conn *c, uint32_t bytes)
+{
+	if (c->mem < REQUEST_PIECE)
+		return true;
+	return c->mem + bytes <= CONN_MEM_MAX &&
+	       atomic_load_explicit(&server_mem, memory_order_relaxed) + bytes <= SERVER_MEM_MAX;
+}
+
+void conn_wait_room(struct conn *c, uint32_t bytes)
+{
+	while (!c->dead && !conn_has_room(c, bytes)) {
+		if (c->mem + bytes > CONN_MEM_MAX)
+			co_queue_wait(&c->room);
+		else
+			io_sleep(c->io, ROOM_RETRY_NS);	/* others hold it */
+	}
+}
+
+static struct rxbuf *rxbuf_get(void)
+{
+	struct rxbuf *b = rx_pool;
+
+	if (b) {
+		rx_pool = b->next;
+		rx_pool_size--;
+	} else {
+		b = malloc(sizeof(*b));
+		if (!b)
+			return NULL;
+	}
+	b->refs = 1;
+	return b;
+}
+
+void rxbuf_unref(struct rxbuf *b)
+{
+	if (--b->refs)
+		return;
+	if (rx_pool_size >= RX_POOL_MAX) {
+		free(b);
+		return;
+	}
+	b->next = rx_pool;
+	rx_pool = b;
+	rx_pool_size++;
+}
+
+/* -- receiving -------------------------------------------------------------- */
+
+static inline uint32_t rx_have(const struct conn *c)
+{
+	return c->rx_end - c->rx_start;
+}
+
+/* Makes space behind what is there, without touching payloads in use. */
+static bool rx_make_space(struct conn *c)
+{
+	uint32_t have = rx_have(c);
+	struct rxbuf *b;
+
+	if (c->rx->refs == 1) {
+		memmove(c->rx->data, c->rx->data + c->rx_start, have);
+	} else {
+		b = rxbuf_get();
+		if (!b)
+			return false;
+		memcpy(b->data, c->rx->data + c->rx_start, have);
+		rxbuf_unref(c->rx);
+		c->rx = b;
+	}
+	c->rx_start = 0;
+	c->rx_end = have;
+	return true;
+}
+
+/* Receives at least one byte; false when the stream has ended. */
+static bool rx_fill(struct conn *c)
+{
+	uint32_t room;
+	ssize_t n;
+
+	if (!rx_have(c) && c->rx->refs == 1)
+		c->rx_start = c->rx_end = 0;
+	else if (RX_SIZE - c->rx_end < RX_INLINE_MAX + NBD_REQUEST_SIZE && !rx_make_space(c))
+		return false;
+	room = RX_SIZE - c->rx_end;
+	if (c->rx_short)
+		room = (uint32_t)min_u64(room, 4096);
+	n = io_recv(c->io, c->fd, c->rx->data + c->rx_end, room);
+	if (n <= 0)
+		return false;
+	c->rx_end += (uint32_t)n;
+	return true;
+}
+
+static bool rx_need(struct conn *c, uint32_t bytes)
+{
+	while (rx_have(c) < bytes)
+		if (!rx_fill(c))
+			return false;
+	return true;
+}
+
+/* Takes LEN payload bytes into BUF (NULL: nowhere). */
+static bool rx_take(struct conn *c, uint8_t *buf, uint32_t len)
+{
+	while (len) {
+		uint32_t now = (uint32_t)min_u64(rx_have(c), len);
+
+		if (!now) {
+			if (buf)
+				return !io_recv_all(c->io, c->fd, buf, len);
+			if (!rx_fill(c))
+				return false;
+			continue;
+		}
+		if (buf) {
+			memcpy(buf, c->rx->data + c->rx_start, now);
+			buf += now;
+		}
+		c->rx_start += now;
+		len -= now;
+	}
+	return true;
+}
+
+/* -- requests --------------------------------------------------------------- */
+
+static void parse(struct conn *c, struct request *rq)
+{
+	const uint8_t *p = c->rx->data + c->rx_start;
+
+	*rq = (struct request){
+		.conn = c,
+		.flags = get_be16(p + 4),
+		.type = get_be16(p + 6),
+		.off = get_be64(p + 16),
+		.len = get_be32(p + 24),
+	};
+	memcpy(&rq->cookie, p + 8, 8);
+}
+
+/* Waits until the request may start, then starts it. */
+static void dispatch(struct conn *c, struct request *rq)
+{
+	while (c->in_flight >= CONN_REQUESTS_MAX && !c->dead)
+		co_queue_wait(&c->room);
+	c->in_flight++;
+	co_start(request_run, rq);
+}
+
+/* A write that is too long to hold: received and written piece by piece, in
+ * the reader itself.  Durability is asked for each piece. */
+static bool write_in_pieces(struct conn *c, struct request *rq)
+{
+	uint8_t *buf = malloc(REQUEST_PIECE);
+	uint32_t left = rq->len;
+	uint64_t off = rq->off;
+	int rc = buf ? 0 : -ENOMEM;
+	bool ok = true;
+
+	conn_wait_room(c, REQUEST_PIECE);
+	conn_charge(c, REQUEST_PIECE);
+	while (left && ok) {
+		uint32_t now = (uint32_t)min_u64(left, REQUEST_PIECE);
+
+		ok = rx_take(c, rc ? NULL : buf, now);
+		if (ok && !rc) {
+			gate_enter(&c->node->gate);
+			rc = node_write(c->node, buf, off, now,
+					rq->flags & NBD_CMD_FLAG_FUA ? NODE_FUA : 0);
+			gate_leave(&c->node->gate);
+		}
+		off += now;
+		left -= now;
+	}
+	free(buf);
+	conn_credit(c, REQUEST_PIECE);
+	if (ok)
+		reply_status(rq, nbd_error(rc));
+	return ok;
+}
+
+/* A payload of its own, received straight into place. */
+static bool write_from_own(struct conn *c, struct request *rq)
+{
+	conn_wait_room(c, rq->len);
+	if (posix_memalign((void **)&rq->own_payload, 4096, align_up(rq->len, 4096)))
+		return false;
+	conn_charge(c, rq->len);
+	rq->cost = rq->len;
+	rq->payload = rq->own_payload;
+	if (!rx_take(c, rq->own_payload, rq->len)) {
+		free(rq->own_payload);
+		conn_credit(c, rq->cost);
+		return false;
+	}
+	dispatch(c, rq);
+	return true;
+}
+
+static bool take_write(struct conn *c, struct request *rq)
+{
+	uint32_t error = request_check(rq);
+
+	if (rq->len > NBD_REQUEST_MAX)
+		return false;		/* no telling what follows: the stream is lost */
+	c->rx_short = rq->len > RX_INLINE_MAX;
+	if (error) {
+		if (!rx_take(c, NULL, rq->len))
+			return false;
+		reply_status(rq, error);
+		return true;
+	}
+	if (rq->len > REQUEST_PIECE)
+		return write_in_pieces(c, rq);
+	if (rq->len > RX_INLINE_MAX)
+		return write_from_own(c, rq);
+	if (!rx_need(c, rq->len))
+		return false;
+	conn_wait_room(c, rq->len);
+	rq->payload = c->rx->data + c->rx_start;
+	rq->rx = c->rx;
+	rq->rx->refs++;
+	c->rx_start += rq->len;
+	dispatch(c, rq);
+	return true;
+}
+
+/* Reads and parses one request; false at the end of the connection. */
+static bool take_request(struct conn *c)
+{
+	struct request rq;
+	uint32_t error;
+
+	if (!rx_need(c, NBD_REQUEST_SIZE))
+		return false;
+	if (get_be32(c->rx->data + c->rx_start) != NBD_REQUEST_MAGIC) {
+		log_info("connection dropped reason='bad request magic' export='%s'", c->export->name);
+		return false;
+	}
+	parse(c, &rq);
+	c->rx_start += NBD_REQUEST_SIZE;
+	if (rq.type == NBD_CMD_DISC)
+		return false;
+	if (rq.type == NBD_CMD_WRITE)
+		return take_write(c, &rq);
+	c->rx_short = false;
+	error = request_check(&rq);
+	if (error) {
+		/* Refusals cost memory too when the client does not read them. */
+		conn_wait_room(c, 64);
+		reply_status(&rq, error);
+		return true;
+	}
+	conn_wait_room(c, rq.type == NBD_CMD_READ ? (uint32_t)min_u64(rq.len, REQUEST_PIECE) : 64);
+	dispatch(c, &rq);
+	return true;
+}
+
+/* -- life ------------------------------------------------------------------- */
+
+void conn_kill(struct conn *c)
+{
+	if (c->dead)
+		return;
+	c->dead = true;
+	shutdown(c->fd, SHUT_RDWR);
+	co_queue_wake_all(&c->room);
+	co_queue_wake_all(&c->tx_more);
+}
+
+static void conn_unlink(struct conn *c)
+{
+	for (struct conn **p = &c->export->conns; *p; p = &(*p)->next) {
+		if (*p == c) {
+			*p = c->next;
+			return;
+		}
+	}
+}
+
+struct conn_end {
+	struct loop_msg msg;
+	struct export *export;
+	struct listener *listener;
+};
+
+/* On the main loop. */
+static void conn_ended(struct loop_msg *m)
+{
+	struct conn_end *e = (struct conn_end *)m;
+
+	listener_connection_ended(e->listener);
+	export_unref(e->export);
+	free(e);
+}
+
+/* Waits for what is in flight, frees everything, tells the main loop. */
+static void conn_finish(struct conn *c, struct conn_end *end)
+{
+	while (c->in_flight || !conn_tx_idle(c))
+		co_queue_wait(&c->room);
+	conn_unlink(c);
+	close(c->fd);
+	rxbuf_unref(c->rx);
+	*end = (struct conn_end){
+		.msg.fn = conn_ended, .export = c->export, .listener = c->a.listener,
+	};
+	free(c);
+	loop_post(the_daemon.main, &end->msg);
+}
+
+static void conn_reader(void *arg)
+{
+	struct conn *c = arg;
+	struct conn_end *end = malloc(sizeof(*end));
+
+	if (!end)
+		abort();		/* a few bytes at the start of a connection */
+	while (!c->dead && take_request(c))
+		;
+	conn_finish(c, end);
+}
+
+struct conn_start {
+	struct loop_msg msg;
+	struct conn *conn;
+	struct rxbuf *rx;
+};
+
+/* On the export's loop. */
+static void conn_started(struct loop_msg *m)
+{
+	struct conn_start *s = (struct conn_start *)m;
+	struct conn *c = s->conn;
+
+	c->rx = s->rx;
+	c->io = loop_io(loop_self());
+	c->tx_end = &c->tx;
+	c->next = c->export->conns;
+	c->export->conns = c;
+	if (c->a.early_len) {
+		memcpy(c->rx->data, c->a.early, c->a.early_len);
+		c->rx_end = (uint32_t)c->a.early_len;
+	}
+	free(c->a.early);
+	c->a.early = NULL;
+	free(s);
+	co_start(conn_reader, c);
+}
+
+void transmission_start(const struct agreement *a)
+{
+	struct conn_start *s = malloc(sizeof(*s));
+	struct conn *c = calloc(1, sizeof(*c));
+	struct rxbuf *rx = malloc(sizeof(*rx));
+
+	if (!s || !c || !rx || a->early_len > RX_SIZE) {
+		log_error("connection dropped reason='out of memory'");
+		free(s);
+		free(c);
+		free(rx);
+		free(a->early);
+		close(a->fd);
+		listener_connection_ended(a->listener);
+		export_unref(a->export);
+		return;
+	}
+	rx->refs = 1;
+	c->a = *a;
+	c->export = a->export;
+	c->node = a->export->node;
+	c->fd = a->fd;
+	*s = (struct conn_start){ .msg.fn = conn_started, .conn = c, .rx = rx };
+	loop_post(c->export->loop, &s->msg);
+}
+
+void transmission_shutdown(struct export *e)
+{
+	for (struct conn *c = e->conns; c; c = c->next)
+		conn_kill(c);
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* conn: one NBD connection in transmission, on the loop of its export's disk.
+ *
+ * conn.c        its life, and what arrives (the reader coroutine)
+ * request.c     validation and service of one request (a coroutine each)
+ * request-read.c  reads: small, from the page cache without a copy, in pieces
+ * block-status.c  BLOCK_STATUS
+ * reply.c       what leaves: blocks, the queue, the sender coroutine
+ *
+ * Bounds: a connection has at most CONN_REQUESTS_MAX requests in flight and,
+ * beyond its first, waits while it holds CONN_MEM_MAX bytes of payloads and
+ * replies; all connections of all loops together wait above SERVER_MEM_MAX.
+ * Large requests are served in pieces, so none costs more than REQUEST_PIECE.
+ */
+#ifndef MERINO_CONN_H
+#define MERINO_CONN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "common/co.h"
+#include "common/io.h"
+#include "common/loop.h"
+#include "nbd-server/export.h"
+#include "nbd-server/nbd-proto.h"
+#include "nbd-server/transmission.h"
+
+#define CONN_REQUESTS_MAX 128
+#define CONN_MEM_MAX (12u << 20)
+#define SERVER_MEM_MAX (192u << 20)
+#define REQUEST_PIECE (2u << 20)	/* bytes of a large read or write handled at a time */
+#define RX_SIZE (256u << 10)		/* bytes that one receive may bring */
+#define RX_INLINE_MAX (64u << 10)	/* longest write payload used where it was received */
+#define READ_NOCOPY_MIN (32u << 10)	/* shortest read sent straight from the page cache */
+#define READ_HOLES_MIN (64u << 10)	/* shortest read that is searched for holes */
+#define REPLY_HEAD_MAX (NBD_STRUCTURED_CHUNK_SIZE + 8)
+
+/* What receives fill.  Writes that are still in flight hold a reference to the
+ * buffer that their payload lies in. */
+struct rxbuf {
+	struct rxbuf *next;		/* in the pool */
+	unsigned refs;
+	uint8_t data[RX_SIZE];
+};
+
+enum reply_kind {
+	REPLY_DATA,			/* iov */
+	REPLY_FILE,			/* iov, then a range of a file (sendfile) */
+	REPLY_STREAM,			/* iov, then pieces that are still being read */
+};
+
+/* Something to send; at the head of a pooled block that also holds the bytes. */
+struct reply {
+	struct reply *next;
+	struct iovec iov;
+	uint32_t cost;			/* bytes charged to the connection until it is sent */
+	uint8_t class;			/* of the block: see reply.c */
+	uint8_t kind;			/* enum reply_kind */
+	bool ended;			/* REPLY_STREAM: no more pieces will come */
+	struct io_file *file;		/* REPLY_FILE: one reference */
+	uint64_t file_off, file_len;
+	struct reply *pieces, **pieces_end;	/* REPLY_STREAM */
+};
+
+struct conn {
+	struct conn *next;		/* in export->conns */
+	struct agreement a;
+	struct export *export;
+	struct node *node;
+	struct io *io;
+	int fd;
+	bool dead;			/* the socket is of no use any more */
+	/* Receiving */
+	struct rxbuf *rx;
+	uint32_t rx_start, rx_end;	/* bytes of rx->data not parsed yet */
+	bool rx_short;			/* large writes come: receive headers alone */
+	/* Requests */
+	unsigned in_flight;		/* request coroutines */
+	uint32_t mem;			/* bytes charged */
+	struct co_queue room;		/* waits for in_flight or mem to fall */
+	/* Sending */
+	struct reply *tx, **tx_end;
+	bool sending;			/* the sender coroutine exists */
+	struct co_queue tx_more;	/* the sender waits for a stream's next piece */
+	struct loop_hook tx_hook;
+};
+
+/* A request as it came, validated.  Copied onto its coroutine's stack. */
+struct request {
+	struct conn *conn;
+	uint16_t type, flags;
+	uint64_t cookie;		/* as on the wire */
+	uint64_t off;
+	uint32_t len;
+	uint32_t cost;			/* bytes charged while it runs */
+	const uint8_t *payload;		/* WRITE */
+	struct rxbuf *rx;		/* holds the payload, or … */
+	uint8_t *own_payload;		/* … malloc'd; both may be NULL */
+};
+
+/* request.c: 0, or the NBD error to reply with. */
+uint32_t request_check(const struct request *rq);
+/* Body of a request's coroutine; ARG is copied before anything else. */
+void request_run(void *arg);
+uint32_t nbd_error(int rc);		/* NBD's number for an -errno */
+
+/* request-read.c: serves and replies. */
+void request_read(struct request *rq);
+/* block-status.c */
+void request_block_status(struct request *rq);
+
+/* reply.c.  A block with room for LEN bytes of payload behind the header. */
+struct reply *reply_new(struct conn *c, uint32_t len);
+uint8_t *reply_payload(struct reply *r);
+/* Sets the header for LEN bytes of payload to come (any kind) … */
+void reply_head_simple(struct reply *r, uint64_t cookie, uint32_t error, uint32_t len);
+void reply_head_chunk(struct reply *r, uint64_t cookie, uint16_t flags, uint16_t type,
+		      uint32_t chunk_len, const void *extra, uint32_t extra_len, uint32_t len);
+/* … and hands it to the sender. */
+void reply_queue(struct conn *c, struct reply *r);
+void reply_free(struct conn *c, struct reply *r);
+/* A piece of stream S, and its end. */
+void reply_stream_add(struct conn *c, struct reply *s, struct reply *piece);
+void reply_stream_end(struct conn *c, struct reply *s);
+/* The whole answer to a request that has no payload. */
+void reply_status(struct request *rq, uint32_t error);
+/* The sender has nothing left to do.  On a dead connection it only frees. */
+bool conn_tx_idle(const struct conn *c);
+void reply_pool_drain(void);
+
+/* conn.c */
+void conn_charge(struct conn *c, uint32_t bytes);
+void conn_credit(struct conn *c, uint32_t bytes);
+bool conn_has_room(const struct conn *c, uint32_t bytes);
+void conn_wait_room(struct conn *c, uint32_t bytes);
+/* Ends the connection from inside: the socket is shut down, the reader notices. */
+void conn_kill(struct conn *c);
+void rxbuf_unref(struct rxbuf *b);
+
+#endif

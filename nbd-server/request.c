@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* One request: validated, served in its own coroutine, answered once.
+ */
+#include "nbd-server/conn.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "common/checked.h"
+
+#define CACHE_PIECE (1u << 20)	/* bytes read at a time to fill the page cache */
+
+uint32_t nbd_error(int rc)
+{
+	switch (-rc) {
+	case 0:
+		return NBD_OK;
+	case EPERM:
+	case EACCES:
+	case EROFS:
+		return NBD_EPERM;
+	case ENOMEM:
+		return NBD_ENOMEM;
+	case EINVAL:
+		return NBD_EINVAL;
+	case ENOSPC:
+	case EDQUOT:
+	case EFBIG:
+		return NBD_ENOSPC;
+	case EOVERFLOW:
+		return NBD_EOVERFLOW;
+	case ENOTSUP:
+		return NBD_ENOTSUP;
+	case ESHUTDOWN:
+		return NBD_ESHUTDOWN;
+	default:
+		return NBD_EIO;
+	}
+}
+
+/* Flags that may come with a command; FUA may come with any. */
+static uint16_t flags_allowed(const struct conn *c, uint16_t type)
+{
+	switch (type) {
+	case NBD_CMD_READ:
+		return NBD_CMD_FLAG_FUA | (c->a.structured ? NBD_CMD_FLAG_DF : 0);
+	case NBD_CMD_WRITE_ZEROES:
+		return NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO;
+	case NBD_CMD_BLOCK_STATUS:
+		return NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_REQ_ONE;
+	default:
+		return NBD_CMD_FLAG_FUA;
+	}
+}
+
+static bool is_write(uint16_t type)
+{
+	return type == NBD_CMD_WRITE || type == NBD_CMD_TRIM || type == NBD_CMD_WRITE_ZEROES;
+}
+
+/* All refusals, in the order of the specification ("Transmission phase"). */
+uint32_t request_check(const struct request *rq)
+{
+	const struct conn *c = rq->conn;
+	const struct export *e = c->export;
+
+	if (rq->type > NBD_CMD_BLOCK_STATUS || rq->type == NBD_CMD_DISC)
+		return NBD_EINVAL;
+	if (rq->flags & ~flags_allowed(c, rq->type))
+		return NBD_EINVAL;
+	if (is_write(rq->type) && !e->writable)
+		return NBD_EPERM;
+	if (rq->type == NBD_CMD_FLUSH)
+		return NBD_OK;
+	if ((rq->type == NBD_CMD_READ || rq->type == NBD_CMD_WRITE) && rq->len > NBD_REQUEST_MAX)
+		return NBD_EINVAL;
+	if (!checked_range(rq->off, rq->len, e->size))
+		return is_write(rq->type) ? NBD_ENOSPC : NBD_EINVAL;
+	if ((rq->off | rq->len) & (e->block_min - 1))
+		return NBD_EINVAL;
+	if (rq->type == NBD_CMD_BLOCK_STATUS && (!rq->len || !c->a.n_contexts))
+		return NBD_EINVAL;
+	return NBD_OK;
+}
+
+static int serve_cache(struct request *rq)
+{
+	uint64_t off = rq->off, end = rq->off + rq->len;
+	void *buf = NULL;
+	int rc = 0;
+
+	if (posix_memalign(&buf, 4096, CACHE_PIECE))
+		return -ENOMEM;
+	while (off < end && !rc && !rq->conn->dead) {
+		size_t now = (size_t)min_u64(end - off, CACHE_PIECE);
+
+		rc = node_read(rq->conn->node, buf, off, now);
+		off += now;
+	}
+	free(buf);
+	return rc;
+}
+
+static int serve_trim(struct request *rq)
+{
+	int rc = node_discard(rq->conn->node, rq->off, rq->len);
+
+	return !rc && (rq->flags & NBD_CMD_FLAG_FUA) ? node_flush(rq->conn->node) : rc;
+}
+
+static int serve_zeroes(struct request *rq)
+{
+	unsigned flags = (rq->flags & NBD_CMD_FLAG_FUA ? NODE_FUA : 0) |
+			 (rq->flags & NBD_CMD_FLAG_NO_HOLE ? 0 : NODE_MAY_UNMAP) |
+			 (rq->flags & NBD_CMD_FLAG_FAST_ZERO ? NODE_NO_FALLBACK : 0);
+
+	return node_zero(rq->conn->node, rq->off, rq->len, flags);
+}
+
+/* Commands that are answered with a status alone. */
+static int serve(struct request *rq)
+{
+	struct node *n = rq->conn->node;
+
+	switch (rq->type) {
+	case NBD_CMD_WRITE:
+		return node_write(n, rq->payload, rq->off, rq->len,
+				  rq->flags & NBD_CMD_FLAG_FUA ? NODE_FUA : 0);
+	case NBD_CMD_FLUSH:
+		return node_flush(n);
+	case NBD_CMD_TRIM:
+		return serve_trim(rq);
+	case NBD_CMD_CACHE:
+		return serve_cache(rq);
+	case NBD_CMD_WRITE_ZEROES:
+		return serve_zeroes(rq);
+	default:
+		return -EINVAL;
+	}
+}
+
+static void request_done(struct request *rq)
+{
+	struct conn *c = rq->conn;
+
+	if (rq->rx)
+		rxbuf_unref(rq->rx);
+	free(rq->own_payload);
+	conn_credit(c, rq->cost);
+	c->in_flight--;
+	if (c->room.head)
+		co_queue_wake_all(&c->room);
+}
+
+void request_run(void *arg)
+{
+	struct request rq = *(struct request *)arg;
+	struct conn *c = rq.conn;
+
+	gate_enter(&c->node->gate);
+	if (rq.type == NBD_CMD_READ)
+		request_read(&rq);
+	else if (rq.type == NBD_CMD_BLOCK_STATUS)
+		request_block_status(&rq);
+	else
+		reply_status(&rq, nbd_error(serve(&rq)));
+	gate_leave(&c->node->gate);
+	request_done(&rq);
+}
