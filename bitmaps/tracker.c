@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* tracker: the tap through which a node's bitmaps learn of its writes.
+ *
+ * One per node, there as long as the node has bitmaps.  It marks the granules of
+ * every enabled bitmap before the write is issued: a crash between the two leaves
+ * a bit too many, never one too few, and a write that fails may still have changed
+ * something.  It never suspends and never refuses a write.
+ *
+ * A write past the end of a bitmap means that the node grew: the bitmap follows.
+ * Where there is no memory for that, the bitmap is given up, not the write.
+ */
+
+#include "bitmaps/bitmap-int.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "common/log.h"
+
+static bool follow_growth(struct bitmap *b)
+{
+	int rc = bitmap_resize(b, b->node->size);
+
+	if (rc == 0)
+		return true;
+	log_warning("bitmap cannot follow the growth of its node and is given up "
+		    "node=%s bitmap=%s rc=%d", b->node->name, b->name, rc);
+	bitmap_set_inconsistent(b);
+	return false;
+}
+
+static void tracker_before(struct tap *t, uint64_t off, uint64_t len)
+{
+	struct tracker *tr = (struct tracker *)t;
+
+	for (struct bitmap *b = tr->node->bitmaps; b; b = b->next) {
+		if (!b->enabled)
+			continue;
+		if (__builtin_expect(off + len > b->size, 0) && !follow_growth(b))
+			continue;
+		bitmap_set(b, off, len);
+	}
+}
+
+static const struct tap_ops tracker_ops = {
+	.name = "bitmaps",
+	.before = tracker_before,
+};
+
+static struct tracker *tracker_new(struct node *n)
+{
+	struct tracker *t = calloc(1, sizeof(*t));
+
+	if (!t)
+		return NULL;
+	t->tap.ops = &tracker_ops;
+	t->node = n;
+	node_tap_add(n, &t->tap);
+	return t;
+}
+
+int tracker_attach(struct bitmap *b)
+{
+	struct node *n = b->node;
+	struct tracker *t = n->bitmaps ? n->bitmaps->tracker : tracker_new(n);
+
+	if (!t)
+		return -ENOMEM;
+	t->refs++;
+	b->tracker = t;
+	b->next = n->bitmaps;
+	n->bitmaps = b;
+	return 0;
+}
+
+void tracker_detach(struct bitmap *b)
+{
+	struct tracker *t = b->tracker;
+	struct bitmap **p = &b->node->bitmaps;
+
+	while (*p != b)
+		p = &(*p)->next;
+	*p = b->next;
+	b->tracker = NULL;
+	if (--t->refs)
+		return;
+	node_tap_remove(t->node, &t->tap);
+	free(t);
+}
