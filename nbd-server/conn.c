@@ -200,46 +200,45 @@ static void dispatch(struct conn *c, struct request *rq)
  * the reader itself.  Durability is asked for each piece. */
 static bool write_in_pieces(struct conn *c, struct request *rq)
 {
-	uint8_t *buf = malloc(REQUEST_PIECE);
+	struct reply *block;
 	uint32_t left = rq->len;
 	uint64_t off = rq->off;
-	int rc = buf ? 0 : -ENOMEM;
 	bool ok = true;
+	int rc;
 
 	conn_wait_room(c, REQUEST_PIECE);
-	conn_charge(c, REQUEST_PIECE);
+	block = reply_new(c, REQUEST_PIECE);
+	rc = block ? 0 : -ENOMEM;
 	while (left && ok) {
 		uint32_t now = (uint32_t)min_u64(left, REQUEST_PIECE);
 
-		ok = rx_take(c, rc ? NULL : buf, now);
+		ok = rx_take(c, rc ? NULL : reply_payload(block), now);
 		if (ok && !rc) {
 			gate_enter(&c->node->gate);
-			rc = node_write(c->node, buf, off, now,
+			rc = node_write(c->node, reply_payload(block), off, now,
 					rq->flags & NBD_CMD_FLAG_FUA ? NODE_FUA : 0);
 			gate_leave(&c->node->gate);
 		}
 		off += now;
 		left -= now;
 	}
-	free(buf);
-	conn_credit(c, REQUEST_PIECE);
+	if (block)
+		reply_free(c, block);
 	if (ok)
 		reply_status(rq, nbd_error(rc));
 	return ok;
 }
 
-/* A payload of its own, received straight into place. */
-static bool write_from_own(struct conn *c, struct request *rq)
+/* A payload in a block of its own, received straight into place. */
+static bool write_from_block(struct conn *c, struct request *rq)
 {
 	conn_wait_room(c, rq->len);
-	if (posix_memalign((void **)&rq->own_payload, 4096, align_up(rq->len, 4096)))
+	rq->block = reply_new(c, rq->len);
+	if (!rq->block)
 		return false;
-	conn_charge(c, rq->len);
-	rq->cost = rq->len;
-	rq->payload = rq->own_payload;
-	if (!rx_take(c, rq->own_payload, rq->len)) {
-		free(rq->own_payload);
-		conn_credit(c, rq->cost);
+	rq->payload = reply_payload(rq->block);
+	if (!rx_take(c, reply_payload(rq->block), rq->len)) {
+		reply_free(c, rq->block);
 		return false;
 	}
 	dispatch(c, rq);
@@ -262,7 +261,7 @@ static bool take_write(struct conn *c, struct request *rq)
 	if (rq->len > REQUEST_PIECE)
 		return write_in_pieces(c, rq);
 	if (rq->len > RX_INLINE_MAX)
-		return write_from_own(c, rq);
+		return write_from_block(c, rq);
 	if (!rx_need(c, rq->len))
 		return false;
 	conn_wait_room(c, rq->len);

@@ -32,6 +32,7 @@
 #define REQUEST_PIECE (2u << 20)	/* bytes of a large read or write handled at a time */
 #define RX_SIZE (256u << 10)		/* bytes that one receive may bring */
 #define RX_INLINE_MAX (64u << 10)	/* longest write payload used where it was received */
+#define TX_EARLY 16			/* replies that leave before the turn ends: the peer goes to work */
 #define READ_NOCOPY_MIN (32u << 10)	/* shortest read sent straight from the page cache */
 #define READ_HOLES_MIN (64u << 10)	/* shortest read that is searched for holes */
 #define REPLY_HEAD_MAX (NBD_STRUCTURED_CHUNK_SIZE + 8)
@@ -81,6 +82,7 @@ struct conn {
 	struct co_queue room;		/* waits for in_flight or mem to fall */
 	/* Sending */
 	struct reply *tx, **tx_end;
+	unsigned tx_ready;		/* replies queued since the last send */
 	bool sending;			/* the sender coroutine exists */
 	struct co_queue tx_more;	/* the sender waits for a stream's next piece */
 	struct loop_hook tx_hook;
@@ -93,10 +95,9 @@ struct request {
 	uint64_t cookie;		/* as on the wire */
 	uint64_t off;
 	uint32_t len;
-	uint32_t cost;			/* bytes charged while it runs */
 	const uint8_t *payload;		/* WRITE */
 	struct rxbuf *rx;		/* holds the payload, or … */
-	uint8_t *own_payload;		/* … malloc'd; both may be NULL */
+	struct reply *block;		/* … does, from the pool of replies; both may be NULL */
 };
 
 /* request.c: 0, or the NBD error to reply with. */

@@ -157,6 +157,7 @@ static void tx_flush(struct loop_hook *h)
 	if (c->sending || !c->tx)
 		return;
 	c->sending = true;
+	c->tx_ready = 0;
 	co_start(conn_sender, c);
 }
 
@@ -165,8 +166,11 @@ void reply_queue(struct conn *c, struct reply *r)
 	r->next = NULL;
 	*c->tx_end = r;
 	c->tx_end = &r->next;
-	if (!c->sending)
-		loop_hook_queue(&c->tx_hook, tx_flush);
+	if (c->sending)
+		return;
+	loop_hook_queue(&c->tx_hook, tx_flush);
+	if (++c->tx_ready >= TX_EARLY)
+		tx_flush(&c->tx_hook);
 }
 
 void reply_stream_add(struct conn *c, struct reply *s, struct reply *piece)

@@ -145,8 +145,8 @@ static void request_done(struct request *rq)
 
 	if (rq->rx)
 		rxbuf_unref(rq->rx);
-	free(rq->own_payload);
-	conn_credit(c, rq->cost);
+	if (rq->block)
+		reply_free(c, rq->block);
 	c->in_flight--;
 	if (c->room.head)
 		co_queue_wake_all(&c->room);
