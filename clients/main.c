@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* main: the program `merino`: one verb, one entry in the table below.
+ *
+ * A verb's function gets argv with its own name ("merino pull") as argv[0].
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bitmaps/bitmap.h"
+#include "clients/cli.h"
+#include "clients/pull.h"
+#include "common/log.h"
+
+struct verb {
+	const char *name;
+	const char *full;		/* for messages */
+	int (*main)(int argc, char **argv);
+	const char *help;
+};
+
+static const struct verb verbs[] = {
+	{ "pull", "merino pull", pull_main, "copy a disk, or what changed on it, from an NBD server" },
+	{ NULL },
+};
+
+static void help(FILE *f)
+{
+	fprintf(f, "usage: merino VERB [OPTIONS] ...\n\nverbs:\n");
+	for (const struct verb *v = verbs; v->name; v++)
+		fprintf(f, "  %-12s %s\n", v->name, v->help);
+	fprintf(f, "\nmerino VERB --help tells more; merino --version prints the version.\n");
+}
+
+int main(int argc, char **argv)
+{
+	const char *word = argc > 1 ? argv[1] : NULL;
+
+	log_init("merino", LOG_LEVEL_INFO);
+	bitmaps_init();
+	if (word && (!strcmp(word, "--help") || !strcmp(word, "-h"))) {
+		help(stdout);
+		return EXIT_SUCCESS;
+	}
+	if (word && (!strcmp(word, "--version") || !strcmp(word, "-V"))) {
+		cli_version();
+		return EXIT_SUCCESS;
+	}
+	for (const struct verb *v = verbs; word && v->name; v++) {
+		if (strcmp(word, v->name) == 0) {
+			log_init(v->full, LOG_LEVEL_INFO);
+			argv[1] = (char *)v->full;
+			return v->main(argc - 1, argv + 1);
+		}
+	}
+	if (word)
+		log_error("there is no verb '%s'; see merino --help", word);
+	else
+		help(stderr);
+	return EXIT_FAILURE;
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* pull-sink-open: making a new image, or opening one that is there.
+ *
+ * A backing file is named on the command line relative to where the user is, as
+ * every other file.  In the image's header it is named relative to the image
+ * when both are in one directory (so that they can be moved together), else by
+ * its full path.
+ */
+#include <errno.h>
+#include <json-c/json.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "clients/pull-sink-int.h"
+#include "common/checked.h"
+#include "format/qcow2.h"
+
+enum { RAW_FRESH_GRANULE = 4096, RAW_ONTO_GRANULE = 65536, NAME_TRIES = 100 };
+
+int sink_check(const struct pull_options *o, struct error *err)
+{
+	struct stat st;
+	bool there = lstat(o->out, &st) == 0;
+
+	if (!there && errno != ENOENT)
+		return error_errno(err, -errno, "%s", o->out);
+	if (o->onto)
+		return there ? 0 : error_errno(err, -ENOENT, "%s", o->out);
+	if (there && S_ISREG(st.st_mode) && !o->force)
+		return error_set(err, -EEXIST, "%s exists: --force replaces it, --onto brings it up to date",
+				 o->out);
+	if (there && !S_ISREG(st.st_mode))
+		return error_set(err, -EEXIST, "%s exists and is no regular file; onto a device: --onto -f raw",
+				 o->out);
+	if (o->backing && access(o->backing, R_OK) < 0)
+		return error_errno(err, -errno, "%s", o->backing);
+	return 0;
+}
+
+/* The part of PATH before its last component; the caller frees it. */
+static char *directory_of(const char *path)
+{
+	char *copy = strdup(path), *dir = copy ? strdup(dirname(copy)) : NULL;
+
+	free(copy);
+	return dir;
+}
+
+static bool same_file(const char *a, const char *b)
+{
+	struct stat sa, sb;
+
+	return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev &&
+	       sa.st_ino == sb.st_ino;
+}
+
+/* The backing file's name for the header; the caller frees it. */
+static int backing_name(const struct sink *k, char **out, struct error *err)
+{
+	char *full = realpath(k->o->backing, NULL), *dir = full ? directory_of(full) : NULL;
+	int rc = full && dir ? 0 : -errno;
+
+	*out = NULL;
+	if (rc < 0)
+		error_errno(err, rc, "%s", k->o->backing);
+	else if (!same_file(dir, k->dir))
+		*out = strdup(full);
+	/* "a:b" would be read as a protocol's name. */
+	else if (asprintf(out, "%s%s", strchr(strrchr(full, '/'), ':') ? "./" : "",
+			  strrchr(full, '/') + 1) < 0)
+		*out = NULL;
+	free(full);
+	free(dir);
+	return rc == 0 && !*out ? error_errno(err, -ENOMEM, "%s", k->o->backing) : rc;
+}
+
+/* Makes the new file under a name that nobody else has. */
+static int create_temp(struct sink *k, struct error *err)
+{
+	char *copy = strdup(k->o->out);
+	const char *base = copy ? basename(copy) : "";
+	int rc = -ENOMEM;
+
+	for (int i = 0; copy && i < NAME_TRIES && !k->file; i++) {
+		uint32_t r = 0;
+
+		free(k->temp);
+		k->temp = NULL;
+		if (getrandom(&r, sizeof(r), 0) != sizeof(r) ||
+		    asprintf(&k->temp, "%s/.%.200s.%08x.partial", k->dir, base, r) < 0)
+			break;
+		*err = ERROR_INIT;
+		k->file = io_open(io_blocking(), k->temp, IO_RDWR | IO_CREATE, err);
+		rc = k->file ? 0 : err->code;
+		if (rc != 0 && rc != -EEXIST)
+			break;
+	}
+	free(copy);
+	if (!k->file) {
+		free(k->temp);
+		k->temp = NULL;		/* not ours to remove */
+	}
+	return rc == -ENOMEM ? error_errno(err, rc, "%s", k->o->out) : rc;
+}
+
+static int format_qcow2(struct sink *k, struct error *err)
+{
+	struct qcow2_create create = { .size = k->size };
+	char *name = NULL;
+	int rc = k->o->backing ? backing_name(k, &name, err) : 0;
+
+	if (rc == 0) {
+		create.backing_file = name;
+		create.backing_format = name ? k->o->backing_format : NULL;
+		rc = qcow2_create(k->file, &create, err);
+	}
+	free(name);
+	return rc;
+}
+
+static int format_raw(struct sink *k, struct error *err)
+{
+	int rc = io_truncate(k->file, k->size);
+
+	return rc < 0 ? error_errno(err, rc, "%s: cannot have %llu bytes", k->o->out,
+				    (unsigned long long)k->size) : 0;
+}
+
+static int open_node(struct sink *k, const char *path, struct error *err)
+{
+	struct node_place where = { .graph = &k->graph, .io = io_blocking() };
+	struct json_object *o = json_object_new_object(), *file = json_object_new_object();
+	struct json_object *cache = json_object_new_object();
+	struct stat st;
+	bool device = stat(path, &st) == 0 && S_ISBLK(st.st_mode);
+	int rc;
+
+	json_object_object_add(o, "driver",
+			       json_object_new_string(k->o->format == PULL_RAW ? "raw" : "qcow2"));
+	json_object_object_add(o, "discard", json_object_new_string("unmap"));
+	json_object_object_add(o, "cache", cache);
+	json_object_object_add(cache, "no-flush", json_object_new_boolean(!k->o->onto || k->o->no_flush));
+	json_object_object_add(o, "file", file);
+	json_object_object_add(file, "driver",
+			       json_object_new_string(device ? "host_device" : "file"));
+	json_object_object_add(file, "filename", json_object_new_string(path));
+	rc = node_open(&where, o, &k->node, err);
+	json_object_put(o);
+	if (rc < 0)
+		return rc;
+	return node_use_add(&k->use, k->node, PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE,
+			    PERM_CONSISTENT_READ, err, "merino pull");
+}
+
+/* --force must not replace what the new image rests on. */
+static int check_chain(const struct sink *k, struct error *err)
+{
+	for (struct node *n = k->node->child[CHILD_BACKING]; n; n = n->child[CHILD_BACKING])
+		if (n->filename && same_file(n->filename, k->o->out))
+			return error_set(err, -EINVAL, "%s is part of the backing chain of the new image",
+					 k->o->out);
+	return 0;
+}
+
+static int open_new(struct sink *k, struct error *err)
+{
+	int rc;
+
+	k->dir = directory_of(k->o->out);
+	if (!k->dir)
+		return error_errno(err, -ENOMEM, "%s", k->o->out);
+	rc = create_temp(k, err);
+	if (rc == 0)
+		rc = k->o->format == PULL_RAW ? format_raw(k, err) : format_qcow2(k, err);
+	if (rc == 0)
+		rc = open_node(k, k->temp, err);
+	if (rc < 0)
+		return rc;
+	k->fresh = !k->o->backing && !k->o->allow_partial;
+	if (k->node->child[CHILD_BACKING])
+		k->previous_size = k->node->child[CHILD_BACKING]->size;
+	return check_chain(k, err);
+}
+
+/* An image that is there: as long as the export, or grown to that. */
+static int open_onto(struct sink *k, struct error *err)
+{
+	uint64_t want = k->size;
+	int rc = open_node(k, k->o->out, err);
+
+	if (rc < 0)
+		return rc;
+	k->previous_size = k->node->size;
+	if (k->o->format == PULL_QCOW2 && !checked_align_up(want, 512, &want))
+		return error_errno(err, -EFBIG, "%s", k->o->out);
+	if (k->node->size < want)
+		return node_truncate(k->node, want, err);
+	if (k->node->size > want && !node_on_block_device(k->node))
+		return error_set(err, -EINVAL, "%s has %llu bytes, the export only %llu: not the same disk, "
+				 "or it was shrunk; make a new full copy", k->o->out,
+				 (unsigned long long)k->node->size, (unsigned long long)want);
+	return 0;
+}
+
+struct sink *sink_open(const struct pull_options *o, uint64_t size, struct error *err)
+{
+	struct sink *k = calloc(1, sizeof(*k));
+	int rc;
+
+	if (!k) {
+		error_errno(err, -ENOMEM, "%s", o->out);
+		return NULL;
+	}
+	k->o = o;
+	k->size = k->previous_size = size;
+	graph_init(&k->graph);
+	rc = o->onto ? open_onto(k, err) : open_new(k, err);
+	if (rc < 0) {
+		sink_close(k);
+		return NULL;
+	}
+	if (o->format == PULL_QCOW2)
+		k->granule = qcow2_cluster_size(k->node);
+	else
+		k->granule = k->fresh ? RAW_FRESH_GRANULE : RAW_ONTO_GRANULE;
+	return k;
+}
