@@ -1,0 +1,518 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* qcow2-header: the first cluster is read, checked and rewritten.
+ *
+ * Specification: "Header", "Header extensions", "Feature name table".  All bytes
+ * come from a stranger: every number is bounded here, before anything is
+ * allocated for it or read from where it points to.  What we do not know is kept:
+ * fields behind ours, extensions, byte for byte and in their order.
+ *
+ *	0              the fields, h.length bytes
+ *	h.length       extensions: type, length, data, padded to 8; ended by type 0
+ *	anywhere after the backing file's name, up to the end of the cluster
+ *
+ * Rewriting.  A sector (512 bytes) is the most that storage writes atomically,
+ * and the header may be longer.  So the new bytes are compared with the old ones
+ * sector by sector, and what differs is written in this order, each step durable
+ * before the next:
+ *
+ *	1. autoclear bits that go away (sector 0): nobody follows what they vouched for
+ *	2. when the extensions will need the room of the backing name: a copy of the
+ *	   name in free room, then (sector 0) the field that points to it
+ *	3. all changed sectors but the first of them: the end of the old list of
+ *	   extensions is in front of them, or their change is of no consequence
+ *	4. the first changed sector
+ *
+ * Usually there is one changed sector, and one write.
+ */
+#include "format/qcow2-int.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+
+#define SECTOR 512u
+
+static inline uint64_t pad8(uint64_t n)
+{
+	return (n + 7) & ~7ull;
+}
+
+struct qcow2_ext *qcow2_ext_find(struct qcow2_header *h, uint32_t type)
+{
+	for (unsigned i = 0; i < h->n_ext; i++)
+		if (h->ext[i].type == type)
+			return &h->ext[i];
+	return NULL;
+}
+
+int qcow2_ext_put(struct qcow2_header *h, uint32_t type, const void *data, uint32_t len)
+{
+	struct qcow2_ext *e = qcow2_ext_find(h, type), *v;
+	uint8_t *copy = malloc(len ? len : 1);
+
+	if (!copy)
+		return -ENOMEM;
+	memcpy(copy, data, len);
+	if (!e) {
+		v = realloc(h->ext, (h->n_ext + 1) * sizeof(*v));
+		if (!v) {
+			free(copy);
+			return -ENOMEM;
+		}
+		h->ext = v;
+		e = &v[h->n_ext++];
+		e->type = type;
+	} else {
+		free(e->data);
+	}
+	e->data = copy;
+	e->len = len;
+	return 0;
+}
+
+void qcow2_ext_drop(struct qcow2_header *h, uint32_t type)
+{
+	struct qcow2_ext *e = qcow2_ext_find(h, type);
+
+	if (!e)
+		return;
+	free(e->data);
+	memmove(e, e + 1, (--h->n_ext - (e - h->ext)) * sizeof(*e));
+}
+
+void qcow2_header_free(struct qcow2_header *h)
+{
+	for (unsigned i = 0; i < h->n_ext; i++)
+		free(h->ext[i].data);
+	free(h->ext);
+	free(h->backing_name);
+	free(h->backing_format);
+	free(h->bytes);
+}
+
+static void parse_fields(struct qcow2_header *h, const uint8_t *p)
+{
+	h->backing_offset = get_be64(p + H_BACKING_OFFSET);
+	h->cluster_bits = get_be32(p + H_CLUSTER_BITS);
+	h->size = get_be64(p + H_SIZE);
+	h->l1_size = get_be32(p + H_L1_SIZE);
+	h->l1_offset = get_be64(p + H_L1_OFFSET);
+	h->reftable_offset = get_be64(p + H_REFTABLE_OFFSET);
+	h->reftable_clusters = get_be32(p + H_REFTABLE_CLUSTERS);
+	h->nb_snapshots = get_be32(p + H_NB_SNAPSHOTS);
+	h->snapshots_offset = get_be64(p + H_SNAPSHOTS_OFFSET);
+	h->incompatible = get_be64(p + H_INCOMPATIBLE);
+	h->compatible = get_be64(p + H_COMPATIBLE);
+	h->autoclear = get_be64(p + H_AUTOCLEAR);
+	h->refcount_order = get_be32(p + H_REFCOUNT_ORDER);
+	h->length = get_be32(p + H_LENGTH);
+}
+
+/* What can be said from the first sector alone, in the specification's order. */
+static int check_fields(struct qcow2 *s, const uint8_t *p, size_t n, struct error *err)
+{
+	struct qcow2_header *h = &s->h;
+	uint32_t version = get_be32(p + H_VERSION);
+
+	if (n < H_LENGTH_MIN || get_be32(p + H_MAGIC) != QCOW2_MAGIC)
+		return error_set(err, -EINVAL, "Image is not in qcow2 format");
+	if (version == 2)
+		return error_set(err, -ENOTSUP, "qcow2 version 2 (compat=0.10) is not supported; 'qemu-img amend -o compat=1.1' upgrades the image");
+	if (version != 3)
+		return error_set(err, -ENOTSUP, "Unsupported qcow2 version %" PRIu32, version);
+	parse_fields(h, p);
+	if (h->cluster_bits < 9 || h->cluster_bits > 21)
+		return error_set(err, -EINVAL, "Unsupported cluster size: 2^%" PRIu32, h->cluster_bits);
+	if (h->size > INT64_MAX)
+		return error_set(err, -EFBIG, "Image size is too large");
+	if (get_be32(p + H_CRYPT))
+		return error_set(err, -ENOTSUP, "Encrypted qcow2 images are not supported");
+	if (h->refcount_order > 6)
+		return error_set(err, -EINVAL, "Reference count entry width too large; may not exceed 64 bits");
+	if (h->length < H_LENGTH_MIN)
+		return error_set(err, -EINVAL, "qcow2 header too short");
+	if (h->length > (1u << h->cluster_bits))
+		return error_set(err, -EINVAL, "qcow2 header exceeds cluster size");
+	if (h->length % 8)
+		return error_set(err, -EINVAL, "qcow2 header length is not a multiple of 8");
+	return 0;
+}
+
+/* The name of an incompatible bit from the feature name table, or "bit N". */
+static void feature_name(struct qcow2_header *h, unsigned bit, char *out, size_t max)
+{
+	const struct qcow2_ext *e = qcow2_ext_find(h, QCOW2_EXT_FEATURE_NAMES);
+
+	snprintf(out, max, "bit %u", bit);
+	for (uint32_t i = 0; e && i + 48 <= e->len; i += 48) {
+		const uint8_t *f = e->data + i;
+
+		if (f[0] == 0 && f[1] == bit && f[2] && utf8_valid(f + 2, strnlen((char *)f + 2, 46)))
+			snprintf(out, max, "%.46s", (const char *)f + 2);
+	}
+}
+
+static int check_incompatible(struct qcow2 *s, struct error *err)
+{
+	uint64_t unknown = s->h.incompatible & ~(uint64_t)(QCOW2_DIRTY | QCOW2_CORRUPT | QCOW2_COMPRESSION);
+	char names[256] = "", name[64];
+	size_t n = 0;
+
+	if (unknown & QCOW2_DATA_FILE)
+		return error_set(err, -ENOTSUP, "qcow2 images with an external data file are not supported");
+	if (unknown & QCOW2_EXTENDED_L2)
+		return error_set(err, -ENOTSUP, "qcow2 images with extended L2 entries are not supported");
+	for (unsigned bit = 0; unknown >> bit && bit < 64; bit++) {
+		if (!(unknown >> bit & 1))
+			continue;
+		feature_name(&s->h, bit, name, sizeof(name));
+		n += snprintf(names + n, sizeof(names) - n, "%s%s", n ? ", " : "", name);
+		if (n >= sizeof(names) - 1 || bit == 63)
+			break;
+	}
+	if (unknown)
+		return error_set(err, -ENOTSUP, "Unsupported qcow2 feature(s): %s", names);
+	if (s->h.compression > 1 || !!s->h.compression != !!(s->h.incompatible & QCOW2_COMPRESSION))
+		return error_set(err, -EINVAL, "qcow2: the compression type field (%u) contradicts the feature bits",
+				 s->h.compression);
+	return 0;
+}
+
+static int parse_extensions(struct qcow2_header *h, const uint8_t *p, uint64_t end, uint64_t *at,
+			    struct error *err)
+{
+	while (end - *at >= 8) {
+		uint32_t type = get_be32(p + *at), len = get_be32(p + *at + 4);
+		struct qcow2_ext *v;
+
+		*at += 8;
+		if (type == QCOW2_EXT_END)
+			return 0;
+		if (len > end - *at)
+			return error_set(err, -EINVAL, "Header extension 0x%08" PRIx32 " is too large", type);
+		if (h->n_ext == QCOW2_EXTENSIONS_MAX)
+			return error_set(err, -EINVAL, "Too many header extensions");
+		v = realloc(h->ext, (h->n_ext + 1) * sizeof(*v));
+		if (!v)
+			return error_set(err, -ENOMEM, "Out of memory");
+		h->ext = v;
+		v[h->n_ext].data = malloc(len ? len : 1);
+		if (!v[h->n_ext].data)
+			return error_set(err, -ENOMEM, "Out of memory");
+		memcpy(v[h->n_ext].data, p + *at, len);
+		v[h->n_ext].type = type;
+		v[h->n_ext++].len = len;
+		*at += min_u64(pad8(len), end - *at);
+	}
+	return 0;
+}
+
+static int parse_backing(struct qcow2_header *h, const uint8_t *p, uint64_t cluster_size,
+			 struct error *err)
+{
+	uint32_t len = get_be32(p + H_BACKING_SIZE);
+	const struct qcow2_ext *e = qcow2_ext_find(h, QCOW2_EXT_BACKING_FORMAT);
+
+	if (!h->backing_offset || !len)
+		return 0;
+	if (len > QCOW2_BACKING_NAME_MAX)
+		return error_set(err, -EINVAL, "Backing file name too long");
+	if (!checked_range(h->backing_offset, len, cluster_size))
+		return error_set(err, -EINVAL, "Invalid backing file offset");
+	if (memchr(p + h->backing_offset, 0, len))
+		return error_set(err, -EINVAL, "The backing file name has a NUL byte in it");
+	h->backing_name = strndup((const char *)p + h->backing_offset, len);
+	if (e && e->len && !memchr(e->data, 0, e->len))
+		h->backing_format = strndup((const char *)e->data, e->len);
+	if (!h->backing_name || (e && e->len && !h->backing_format && !memchr(e->data, 0, e->len)))
+		return error_set(err, -ENOMEM, "Out of memory");
+	return 0;
+}
+
+/* Where the tables are; they are read later, but nothing there is unbounded. */
+static int check_tables(struct qcow2 *s, struct error *err)
+{
+	struct qcow2_header *h = &s->h;
+	uint64_t cs = s->cluster_size, file = s->file->size;
+	uint64_t need = DIV_ROUND_UP(h->size, 1ull << s->l1_shift);
+	uint64_t table = (uint64_t)h->reftable_clusters << h->cluster_bits;
+
+	if (h->l1_size > QCOW2_L1_BYTES_MAX / 8 || need > QCOW2_L1_BYTES_MAX / 8)
+		return error_set(err, -EFBIG, "Active L1 table too large");
+	if (h->l1_size < need)
+		return error_set(err, -EINVAL, "L1 table is too small");
+	if (h->l1_size && (h->l1_offset % cs || !h->l1_offset ||
+			   !checked_range(h->l1_offset, h->l1_size * 8ull, file)))
+		return error_set(err, -EINVAL, "Invalid L1 table offset");
+	if (!h->reftable_clusters)
+		return error_set(err, -EINVAL, "Image does not contain a reference count table");
+	if (table > QCOW2_REFTABLE_BYTES_MAX)
+		return error_set(err, -EINVAL, "Reference count table too large");
+	if (h->reftable_offset % cs || !h->reftable_offset || h->reftable_offset >= file)
+		return error_set(err, -EINVAL, "Invalid reference count table offset");
+	if (h->nb_snapshots > QCOW2_SNAPSHOTS_MAX)
+		return error_set(err, -EINVAL, "Too many snapshots");
+	if (h->nb_snapshots && (h->snapshots_offset % cs || h->snapshots_offset >= file))
+		return error_set(err, -EINVAL, "Invalid snapshot table offset");
+	return 0;
+}
+
+static int parse_cluster(struct qcow2 *s, const uint8_t *p, struct error *err)
+{
+	struct qcow2_header *h = &s->h;
+	uint64_t at = h->length, end = s->cluster_size;
+	int rc;
+
+	if (h->backing_offset > h->length)	/* the name ends the extensions' room */
+		end = min_u64(end, h->backing_offset);
+	rc = parse_extensions(h, p, end, &at, err);
+	if (!rc)
+		rc = parse_backing(h, p, s->cluster_size, err);
+	if (rc)
+		return rc;
+	h->compression = h->length > H_COMPRESSION ? p[H_COMPRESSION] : 0;
+	if (h->backing_name)
+		at = max_u64(at, h->backing_offset + strlen(h->backing_name));
+	h->n_bytes = at;
+	h->bytes = malloc(at);
+	if (!h->bytes)
+		return error_set(err, -ENOMEM, "Out of memory");
+	memcpy(h->bytes, p, at);
+	return check_incompatible(s, err);
+}
+
+int qcow2_header_read(struct qcow2 *s, struct error *err)
+{
+	uint8_t first[SECTOR], *cluster;
+	int rc = qcow2_file_read(s, first, 0, sizeof(first));
+
+	if (rc)
+		return error_errno(err, rc, "Could not read qcow2 header");
+	rc = check_fields(s, first, min_u64(s->file->size, sizeof(first)), err);
+	if (rc)
+		return rc;
+	s->cluster_bits = s->h.cluster_bits;
+	s->cluster_size = 1ull << s->cluster_bits;
+	s->l1_shift = 2 * s->cluster_bits - 3;
+	cluster = malloc(s->cluster_size);
+	if (!cluster)
+		return error_set(err, -ENOMEM, "Out of memory");
+	rc = qcow2_file_read(s, cluster, 0, s->cluster_size);
+	if (rc)
+		error_errno(err, rc, "Could not read qcow2 header");
+	else
+		rc = parse_cluster(s, cluster, err);
+	free(cluster);
+	return rc ? rc : check_tables(s, err);
+}
+
+static uint64_t extensions_end(const struct qcow2_header *h)
+{
+	uint64_t at = h->length;
+
+	for (unsigned i = 0; i < h->n_ext; i++)
+		at += 8 + pad8(h->ext[i].len);
+	return at + 8;
+}
+
+static void put_fields(const struct qcow2_header *h, uint8_t *p)
+{
+	put_be64(p + H_BACKING_OFFSET, h->backing_name ? h->backing_offset : 0);
+	put_be32(p + H_BACKING_SIZE, h->backing_name ? strlen(h->backing_name) : 0);
+	put_be64(p + H_SIZE, h->size);
+	put_be32(p + H_L1_SIZE, h->l1_size);
+	put_be64(p + H_L1_OFFSET, h->l1_offset);
+	put_be64(p + H_REFTABLE_OFFSET, h->reftable_offset);
+	put_be32(p + H_REFTABLE_CLUSTERS, h->reftable_clusters);
+	put_be32(p + H_NB_SNAPSHOTS, h->nb_snapshots);
+	put_be64(p + H_SNAPSHOTS_OFFSET, h->snapshots_offset);
+	put_be64(p + H_INCOMPATIBLE, h->incompatible);
+	put_be64(p + H_COMPATIBLE, h->compatible);
+	put_be64(p + H_AUTOCLEAR, h->autoclear);
+}
+
+/* The bytes that S->h stands for; the old ones' fields that we do not know stay. */
+static uint8_t *build(const struct qcow2_header *h, size_t *n)
+{
+	uint64_t at = h->length;
+	uint8_t *p;
+
+	*n = extensions_end(h);
+	if (h->backing_name)
+		*n = max_u64(*n, h->backing_offset + strlen(h->backing_name));
+	p = calloc(1, *n);
+	if (!p)
+		return NULL;
+	memcpy(p, h->bytes, h->length);
+	put_fields(h, p);
+	for (unsigned i = 0; i < h->n_ext; i++) {
+		put_be32(p + at, h->ext[i].type);
+		put_be32(p + at + 4, h->ext[i].len);
+		memcpy(p + at + 8, h->ext[i].data, h->ext[i].len);
+		at += 8 + pad8(h->ext[i].len);
+	}
+	if (h->backing_name)
+		memcpy(p + h->backing_offset, h->backing_name, strlen(h->backing_name));
+	return p;
+}
+
+/* Brings [from, to) of the file's header to what P has, durably. */
+static int put_bytes(struct qcow2 *s, const uint8_t *p, size_t from, size_t to)
+{
+	struct qcow2_header *h = &s->h;
+	uint8_t *longer;
+	int rc;
+
+	if (to > h->n_bytes) {
+		longer = realloc(h->bytes, to);
+		if (!longer)
+			return -ENOMEM;
+		memset(longer + h->n_bytes, 0, to - h->n_bytes);
+		h->bytes = longer;
+		h->n_bytes = to;
+	}
+	rc = qcow2_file_write(s, p + from, from, to - from, NODE_FUA);
+	if (!rc)
+		memcpy(h->bytes + from, p + from, to - from);
+	return rc;
+}
+
+/* One field of sector 0, with the others as the file has them. */
+static int put_field64(struct qcow2 *s, unsigned field, uint64_t value)
+{
+	size_t n = min_u64(s->h.n_bytes, SECTOR);
+	uint8_t first[SECTOR];
+
+	memcpy(first, s->h.bytes, n);
+	put_be64(first + field, value);
+	return put_bytes(s, first, 0, n);
+}
+
+/* Makes room for the extensions: the backing name moves behind them. */
+static int move_backing_name(struct qcow2 *s)
+{
+	struct qcow2_header *h = &s->h;
+	uint64_t len, end = extensions_end(h), to;
+	uint8_t *p;
+	int rc;
+
+	if (end > s->cluster_size)
+		return -ENOSPC;
+	if (!h->backing_name || h->backing_offset >= end)
+		return 0;
+	len = strlen(h->backing_name);
+	to = max_u64(end, h->n_bytes);
+	to = to + 64 + len <= s->cluster_size ? pad8(to + 64 - 8) : to;
+	if (to + len > s->cluster_size) {	/* no room for a copy: in one step */
+		h->backing_offset = end;
+		return end + len <= s->cluster_size ? 0 : -ENOSPC;
+	}
+	p = calloc(1, to + len);
+	if (!p)
+		return -ENOMEM;
+	memcpy(p + to, h->backing_name, len);
+	rc = put_bytes(s, p, to, to + len);
+	free(p);
+	if (!rc)
+		rc = put_field64(s, H_BACKING_OFFSET, to);
+	if (!rc)
+		h->backing_offset = to;
+	return rc;
+}
+
+static int put_changes(struct qcow2 *s, const uint8_t *p, size_t n)
+{
+	const struct qcow2_header *h = &s->h;
+	size_t first = SIZE_MAX, second = SIZE_MAX, end = 0;
+	int rc = 0;
+
+	for (size_t at = 0; at < n; at += SECTOR) {
+		size_t to = min_u64(at + SECTOR, n);
+
+		if (to <= h->n_bytes && !memcmp(p + at, h->bytes + at, to - at))
+			continue;
+		if (first == SIZE_MAX)
+			first = at;
+		else if (second == SIZE_MAX)
+			second = at;
+		end = to;
+	}
+	if (second != SIZE_MAX)
+		rc = put_bytes(s, p, second, end);
+	if (!rc && first != SIZE_MAX)
+		rc = put_bytes(s, p, first, min_u64(first + SECTOR, n));
+	return rc;
+}
+
+int qcow2_header_write(struct qcow2 *s)
+{
+	struct qcow2_header *h = &s->h;
+	uint64_t old;
+	uint8_t *p;
+	size_t n;
+	int rc = 0;
+
+	co_mutex_lock(&h->lock);
+	if (!(h->autoclear & QCOW2_BITMAPS))
+		qcow2_ext_drop(h, QCOW2_EXT_BITMAPS);
+	old = get_be64(h->bytes + H_AUTOCLEAR);
+	if (old & ~h->autoclear)
+		rc = put_field64(s, H_AUTOCLEAR, old & h->autoclear);
+	if (!rc)
+		rc = move_backing_name(s);
+	if (!rc) {
+		p = build(h, &n);
+		rc = p ? put_changes(s, p, n) : -ENOMEM;
+		free(p);
+	}
+	co_mutex_unlock(&h->lock);
+	if (rc && rc != -ENOSPC && rc != -ENOMEM)
+		s->flush.failed = true;		/* nobody knows which header the file has */
+	if (rc)
+		log_error("qcow2 header could not be written: image=%s error=%s", qcow2_name(s),
+			  strerror(-rc));
+	return rc;
+}
+
+int qcow2_bitmap_ext_get(struct node *n, struct qcow2_bitmap_ext *ext)
+{
+	struct qcow2_header *h = &qcow2_of(n)->h;
+	const struct qcow2_ext *e = qcow2_ext_find(h, QCOW2_EXT_BITMAPS);
+
+	if (!e || e->len < 24 || !(h->autoclear & QCOW2_BITMAPS))
+		return -ENOENT;
+	ext->nb_bitmaps = get_be32(e->data);
+	ext->directory_size = get_be64(e->data + 8);
+	ext->directory_offset = get_be64(e->data + 16);
+	return 0;
+}
+
+int qcow2_bitmap_ext_set(struct node *n, const struct qcow2_bitmap_ext *ext, struct error *err)
+{
+	struct qcow2 *s = qcow2_of(n);
+	uint8_t data[24] = { 0 };
+	int rc = qcow2_flush_all(s);
+
+	if (rc)
+		return error_errno(err, rc, "Could not flush image '%s'", qcow2_name(s));
+	if (ext) {
+		put_be32(data, ext->nb_bitmaps);
+		put_be64(data + 8, ext->directory_size);
+		put_be64(data + 16, ext->directory_offset);
+		rc = qcow2_ext_put(&s->h, QCOW2_EXT_BITMAPS, data, sizeof(data));
+		if (!rc)
+			s->h.autoclear |= QCOW2_BITMAPS;
+	} else {
+		s->h.autoclear &= ~(uint64_t)QCOW2_BITMAPS;
+	}
+	if (!rc)
+		rc = qcow2_header_write(s);
+	if (!rc)
+		return 0;
+	s->h.autoclear &= ~(uint64_t)QCOW2_BITMAPS;	/* whatever got there is not to be trusted */
+	return error_errno(err, rc, "Could not update the header of '%s'", qcow2_name(s));
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* qcow2-zero: write zeroes and discard.
+ *
+ * Whole clusters change their L2 entry and nothing else; what that frees may be
+ * used again when the entry is durable (qcow2-flush.c).  Entering EXCL waits for
+ * reads and writes in flight: none of them may meet a recycled cluster.
+ *
+ *	before			zeroes		zeroes, may unmap	discard
+ *	data			keep, flag	flag, free		flag or 0, free
+ *	zero, allocated		-		flag, free		flag or 0, free
+ *	zero			-		-			-
+ *	unallocated, backing	flag		flag			flag
+ *	unallocated, none	-		-			-
+ *
+ * A discard leaves the flag where a backing image would show through.  Parts of
+ * clusters are zeroed by writing, if they do not read as zeroes already; a
+ * discard leaves them alone.  The last cluster of the disk counts as whole.
+ */
+#include "format/qcow2-int.h"
+
+#include <errno.h>
+
+enum how { HOW_ZERO, HOW_UNMAP, HOW_DISCARD };
+
+/* Whether [off, off+r->len) reads as zeroes now, without looking at data. */
+static bool is_zero(const struct qcow2 *s, uint64_t off, const struct run *r)
+{
+	const struct node *b = s->node->child[CHILD_BACKING];
+
+	if (r->kind == RUN_UNALLOCATED)
+		return !b || off >= b->size;
+	return r->kind == RUN_ZERO || r->kind == RUN_ZERO_ALLOCATED;
+}
+
+/* A part of one cluster.  DRY: only says whether it would need writing (-ENOTSUP). */
+static int zero_part(struct qcow2 *s, uint64_t off, uint64_t len, bool dry)
+{
+	struct run r;
+	int rc;
+
+	if (!len)
+		return 0;
+	rc = qcow2_lookup(s, off, len, &r);
+	if (rc || is_zero(s, off, &r))
+		return rc;
+	if (dry)
+		return -ENOTSUP;
+	for (uint64_t now; len && !rc; off += now, len -= now) {
+		now = min_u64(len, sizeof(qcow2_zeroes));
+		rc = qcow2_write(s->node, qcow2_zeroes, off, now, 0);
+	}
+	return rc;
+}
+
+/* Whether R can stay as it is. */
+static bool nothing_to_do(const struct qcow2 *s, const struct run *r, enum how how)
+{
+	switch (r->kind) {
+	case RUN_ZERO:
+		return true;
+	case RUN_ZERO_ALLOCATED:
+		return how == HOW_ZERO;
+	case RUN_UNALLOCATED:
+		return !s->has_backing;
+	default:
+		return false;
+	}
+}
+
+/* Changes the entries of R, a run of whole clusters in SL; nothing suspends here. */
+static void change(struct qcow2 *s, struct slice *sl, uint64_t off, const struct run *r, enum how how)
+{
+	uint64_t count = DIV_ROUND_UP(r->len, s->cluster_size);
+	bool keep = how == HOW_ZERO && r->kind == RUN_DATA;
+	bool frees = !keep && r->kind != RUN_UNALLOCATED;
+	uint64_t entry = how == HOW_DISCARD && !s->has_backing ? 0 : QCOW2_ZERO;
+
+	if (keep)
+		entry = r->host | QCOW2_COPIED | QCOW2_ZERO;
+	qcow2_publish(s, sl, off, count, entry, keep ? s->cluster_size : 0);
+	if (frees)
+		qcow2_unref_later(s, r->host, count);
+}
+
+/* One step on whole clusters, within one slice. */
+static int zero_run(struct qcow2 *s, uint64_t off, uint64_t len, enum how how, uint64_t *done)
+{
+	uint64_t slice_end = (off | ((1ull << s->slice_shift) - 1)) + 1;
+	struct range in_use;
+	struct slice *sl;
+	struct run r;
+	int rc = qcow2_lookup(s, off, len, &r);
+
+	if (rc)
+		return rc;
+	*done = r.len;
+	if (nothing_to_do(s, &r, how))
+		return 0;
+	rc = qcow2_slice_for_write(s, off, &sl);
+	if (rc)
+		return rc;
+	r.len = min_u64(r.len, slice_end - off);
+	range_enter(&s->ranges, &in_use, off, align_up(r.len, s->cluster_size), RANGE_EXCL);
+	qcow2_lookup_slice(s, sl, off, len, &r);
+	*done = r.len = min_u64(r.len, in_use.end - off);
+	if (r.kind >= RUN_COMPRESSED)
+		rc = qcow2_bad_entry(s, off, &r);
+	else if (!nothing_to_do(s, &r, how))
+		change(s, sl, off, &r, how);
+	range_leave(&s->ranges, &in_use);
+	cache_unpin(&s->l2, sl);
+	return rc;
+}
+
+static int zero_whole(struct qcow2 *s, uint64_t off, uint64_t end, enum how how)
+{
+	uint64_t done;
+	int rc = 0;
+
+	for (; off < end && !rc; off += done)
+		rc = zero_run(s, off, end - off, how, &done);
+	return rc;
+}
+
+/* The clusters that [off, off+len) covers: [*first, *end), empty if none. */
+static void whole_clusters(const struct qcow2 *s, uint64_t off, uint64_t len, uint64_t *first,
+			   uint64_t *end)
+{
+	*first = align_up(off, s->cluster_size);
+	*end = off + len == s->node->size ? off + len : align_down(off + len, s->cluster_size);
+	if (*end < *first)
+		*first = *end = off + len;	/* inside one cluster */
+}
+
+int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+	struct qcow2 *s = qcow2_of(n);
+	uint64_t first, end;
+	int rc = s->corrupt || s->flush.failed ? -EIO : 0;
+
+	whole_clusters(s, off, len, &first, &end);
+	if (!rc && flags & NODE_NO_FALLBACK) {
+		rc = zero_part(s, off, first - off, true);
+		if (!rc)
+			rc = zero_part(s, end, off + len - end, true);
+	}
+	if (!rc)
+		rc = zero_part(s, off, first - off, false);
+	if (!rc)
+		rc = zero_part(s, end, off + len - end, false);
+	if (!rc)
+		rc = zero_whole(s, first, end, flags & NODE_MAY_UNMAP ? HOW_UNMAP : HOW_ZERO);
+	if (!rc && flags & NODE_FUA)
+		rc = qcow2_flush_all(s);
+	return rc;
+}
+
+int qcow2_discard(struct node *n, uint64_t off, uint64_t len)
+{
+	struct qcow2 *s = qcow2_of(n);
+	uint64_t first, end;
+
+	if (s->corrupt || s->flush.failed)
+		return -EIO;
+	whole_clusters(s, off, len, &first, &end);
+	return zero_whole(s, first, end, HOW_DISCARD);
+}
