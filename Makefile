@@ -4,38 +4,97 @@ DESTDIR ?=
 BUILD   ?= build
 CC      ?= gcc
 VERSION := 0.1.0
-PKGS    := liburing libnbd json-c gnutls zlib libzstd
+V       ?= 0
+Q       := $(if $(filter 1,$(V)),,@)
+say     = $(if $(filter 1,$(V)),,@printf '  %-5s %s\n' $(1) $@;)
 
+PKGS    := liburing libnbd json-c
 CFLAGS  ?= -O2 -g
+WERROR  ?= -Werror
 WARN    := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
-           -Wno-unused-parameter -Wno-missing-field-initializers -Werror
+           -Wno-unused-parameter -Wno-missing-field-initializers $(WERROR)
+# SAN: sanitizer flags, for check-asan and check-tsan.
 ALL_CFLAGS = -std=gnu17 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DMERINO_VERSION='"$(VERSION)"' \
-           -I. -pthread $(WARN) $(CFLAGS) $(SAN) $(shell pkg-config --cflags $(PKGS))
-LIBS    = $(shell pkg-config --libs $(PKGS)) -pthread
+           -I. -pthread $(WARN) $(CFLAGS) $(SAN) $(PKG_CFLAGS)
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+LIBS    := -Wl,--as-needed $(shell pkg-config --libs $(PKGS) 2>/dev/null) -pthread
 
 objs     = $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard $(1)/*.c)))
-LIB_OBJS = $(call objs,common) $(call objs,format) $(call objs,bitmaps) $(call objs,backup)
+LIB_OBJS = $(foreach d,common format bitmaps backup,$(call objs,$(d)))
 PROGRAMS = $(BUILD)/merinod $(BUILD)/merino
 UNIT     = $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(sort $(wildcard tests/unit/test-*.c)))
+MANS     = $(patsubst doc/%.pod,$(BUILD)/doc/%,$(sort $(wildcard doc/*.[158].pod)))
 
-.PHONY: all clean deps
-all: $(PROGRAMS)
+.PHONY: all programs mans unit help deps check check-run check-asan check-tsan check-valgrind \
+        demo bench lint install clean
+.SECONDARY:
+
+all: programs mans			## the programs and man pages
+programs: $(PROGRAMS)
+mans: $(MANS)
 
 $(BUILD)/merinod: $(call objs,nbd-server) $(BUILD)/libmerino.a
-	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
+	$(call say,LD)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
 $(BUILD)/merino: $(call objs,clients) $(BUILD)/libmerino.a
-	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
+	$(call say,LD)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
 $(BUILD)/libmerino.a: $(LIB_OBJS)
-	rm -f $@ && $(AR) rcs $@ $^
+	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
-$(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libmerino.a
+	$(call say,CC)$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+# Unit tests are linked with the library and with nbd-server/ but its main.
+$(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libmerino.a $(BUILD)/libserver.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -o $@ $< $(BUILD)/libmerino.a $(LIBS) -lcmocka
-unit: $(UNIT)
+	$(call say,CC)$(CC) $(ALL_CFLAGS) -MMD -MP -o $@ $< $(BUILD)/libserver.a $(BUILD)/libmerino.a $(LIBS) -lcmocka
+$(BUILD)/libserver.a: $(filter-out %/main.o,$(call objs,nbd-server))
+	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
+unit: $(UNIT)				## the unit tests' programs
 
-clean:
+$(BUILD)/doc/%: doc/%.pod
+	@mkdir -p $(@D)
+	$(call say,MAN)pod2man -u -r "merino $(VERSION)" -c "Merino" \
+		-n $(shell echo $(basename $*) | tr a-z A-Z) -s $(subst .,,$(suffix $*)) $< $@
+
+help:					## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/\1\t/' | expand -t 18
+
+deps:					## installs what is missing, from Debian (apt-get; sudo when not root)
+	@tests/deps
+
+# Each of the next two is the only command that a fresh machine needs.
+check: deps				## everything that gates a change, under 10 minutes
+	@$(MAKE) --no-print-directory check-run
+demo: deps				## a live disk, a full and an incremental backup, proven
+	@$(MAKE) --no-print-directory programs
+	@BUILD=$(BUILD) tests/demo/demo
+
+check-run: programs mans unit lint
+	@BUILD=$(BUILD) tests/run $(BUILD)
+check-asan: deps			## the suite under AddressSanitizer and UBSan
+	@$(MAKE) --no-print-directory BUILD=build-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" \
+		SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined" programs unit
+	@tests/run build-asan
+check-tsan: deps			## the suite under ThreadSanitizer
+	@$(MAKE) --no-print-directory BUILD=build-tsan CFLAGS="-O1 -g -fno-omit-frame-pointer" \
+		SAN="-fsanitize=thread" programs unit
+	@tests/run build-tsan
+check-valgrind: deps			## the unit tests and one NBD pass under valgrind
+	@$(MAKE) --no-print-directory programs unit
+	@tests/run-valgrind $(BUILD)
+bench: deps				## side by side with QEMU, nbdkit and nbd-server: ratios
+	@$(MAKE) --no-print-directory programs
+	@tests/bench/run $(BUILD) $(STEPS)
+lint:					## rules of the house that a machine can check
+	@tests/lint
+
+install: all				## into $(DESTDIR)$(PREFIX)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	$(Q)for m in $(MANS); do \
+		s=$${m##*.}; install -d $(DESTDIR)$(PREFIX)/share/man/man$$s && \
+		install -m 644 $$m $(DESTDIR)$(PREFIX)/share/man/man$$s; done
+
+clean:					## removes what was built
 	rm -rf build build-*
 
--include $(wildcard $(BUILD)/*/*.d $(BUILD)/tests/*.d)
+-include $(wildcard $(BUILD)/*/*.d)
