@@ -125,7 +125,8 @@ def test_reads_and_flushes_are_not_recorded(disk):
 
 def test_records_through_every_connection_and_export(disk):
     add(disk, "b")
-    disk.qmp.cmd("block-export-add", {"type": "nbd", "id": "e2", "node-name": "disk", "name": "second", "writable": True})
+    disk.qmp.cmd("block-export-add", {"type": "nbd", "id": "e2", "node-name": "disk", "name": "second",
+                                      "writable": True})
     disk.enter().write(0, b"x")
     disk.enter("second").write(M, b"x")
     assert ranges(disk, "b") == [(0, 65536), (M, 65536)]

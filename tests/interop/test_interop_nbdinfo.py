@@ -34,7 +34,8 @@ def test_json(disk):
 
 def test_text_goes_to_the_end(disk):
     out = nbdinfo(disk.uri())
-    assert "protocol: newstyle-fixed without TLS, using structured packets" in out and "export-size: 4194304 (4M)" in out
+    assert "protocol: newstyle-fixed without TLS, using structured packets" in out
+    assert "export-size: 4194304 (4M)" in out
 
 
 def test_size(disk):

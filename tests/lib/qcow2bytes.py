@@ -5,10 +5,10 @@ import struct
 
 # Offsets in the header: (offset, struct format).
 FIELDS = {"magic": (0, "I"), "version": (4, "I"), "backing_offset": (8, "Q"), "backing_length": (16, "I"),
-          "cluster_bits": (20, "I"), "size": (24, "Q"), "crypt": (32, "I"), "l1_size": (36, "I"), "l1_offset": (40, "Q"),
-          "reftable_offset": (48, "Q"), "reftable_clusters": (56, "I"), "snapshots": (60, "I"),
-          "snapshots_offset": (64, "Q"), "incompatible": (72, "Q"), "compatible": (80, "Q"), "autoclear": (88, "Q"),
-          "refcount_order": (96, "I"), "header_length": (100, "I")}
+          "cluster_bits": (20, "I"), "size": (24, "Q"), "crypt": (32, "I"), "l1_size": (36, "I"),
+          "l1_offset": (40, "Q"), "reftable_offset": (48, "Q"), "reftable_clusters": (56, "I"),
+          "snapshots": (60, "I"), "snapshots_offset": (64, "Q"), "incompatible": (72, "Q"), "compatible": (80, "Q"),
+          "autoclear": (88, "Q"), "refcount_order": (96, "I"), "header_length": (100, "I")}
 
 EXT_END, EXT_FEATURES, EXT_BITMAPS, EXT_BACKING_FORMAT = 0, 0x6803F857, 0x23852875, 0xE2792ACA
 

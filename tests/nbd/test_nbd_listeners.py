@@ -115,8 +115,8 @@ def test_short_command_line_prints_a_uri_that_works(tmp):
     """merinod disk.qcow2: what people type."""
     path = tools.create(tmp / "disk.qcow2", "4M")
     with open(tmp / "err", "wb") as err:
-        proc = subprocess.Popen([program(), path], cwd=tmp, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=err,
-                                text=True)
+        proc = subprocess.Popen([program(), path], cwd=tmp, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=err, text=True)
     try:
         uri = re.search(r"nbd(\+unix)?://\S+", proc.stdout.readline()).group()
         assert tools.run("nbdinfo", "--size", uri).stdout == "4194304\n"

@@ -8,7 +8,8 @@ from lib.nbdproto import *                               # noqa: F403
 from lib.smalldisk import CONTENT, SIZE
 
 
-@pytest.mark.parametrize("offset, length", [(0, SIZE), (12345, SIZE - 23456), ((1 << 20) - 1, 2), ((1 << 20) - 512, 1024)])
+@pytest.mark.parametrize("offset, length", [(0, SIZE), (12345, SIZE - 23456), ((1 << 20) - 1, 2),
+                                            ((1 << 20) - 512, 1024)])
 def test_chunks_cover_the_request_exactly(disk, offset, length):
     """assemble() demands every byte once, in whatever order the chunks come."""
     assert disk.enter().read(offset, length) == CONTENT[offset:offset + length]
