@@ -17,7 +17,6 @@
 enum {
 	OPT_BITMAP = CLI_LONG,
 	OPT_ONTO,
-	OPT_ALLOW_PARTIAL,
 	OPT_REQUEST_SIZE,
 	OPT_FLUSH,
 	OPT_NO_FLUSH,
@@ -33,7 +32,6 @@ static const struct cli_option table[] = {
 	{ 'F', "backing-format", "FMT", "format of the previous backup: qcow2 (default) or raw" },
 	{ 'f', "format", "FMT", "format of OUT: qcow2 (default for a new OUT) or raw" },
 	{ OPT_ONTO, "onto", NULL, "bring the existing OUT up to date (needs --format)" },
-	{ OPT_ALLOW_PARTIAL, "allow-partial", NULL, "take a bitmap without a previous backup" },
 	{ OPT_FORCE, "force", NULL, "replace an existing OUT" },
 	{ 'C', "connections", "N", "use up to N connections (default 4, 1 without multi-conn)" },
 	{ 'R', "requests", "N", "requests in flight on each connection (default 16)" },
@@ -118,7 +116,6 @@ static enum pull_go take(struct pull_options *o, int id)
 		o->format_given = true;
 		return PULL_GO;
 	case OPT_ONTO: o->onto = true; return PULL_GO;
-	case OPT_ALLOW_PARTIAL: o->allow_partial = true; return PULL_GO;
 	case OPT_FORCE: o->force = true; return PULL_GO;
 	case 'C': return take_number(&o->connections, "connections", SOURCE_CONNECTIONS);
 	case 'R': return take_number(&o->requests, "requests", REQUESTS_MAX);
@@ -139,19 +136,17 @@ static enum pull_go check(const struct pull_options *o)
 {
 	if (o->bitmap && !*o->bitmap)
 		return bad("--bitmap needs a name");
-	if (o->onto && (o->backing || o->force || o->allow_partial))
-		return bad("--onto does not go with --backing, --force or --allow-partial");
+	if (o->onto && (o->backing || o->force))
+		return bad("--onto does not go with --backing or --force");
 	if (o->onto && !o->format_given)
 		return bad("--onto needs --format: an existing image's format is not guessed");
 	if (o->backing && o->format == PULL_RAW)
 		return bad("a raw image has no backing file: use --onto, or --format qcow2");
 	if (o->bitmap && !o->onto && o->format == PULL_RAW)
 		return bad("a new raw file cannot tell what the bitmap left out: use --onto on the previous copy");
-	if (o->bitmap && !o->onto && !o->backing && !o->allow_partial)
+	if (o->bitmap && !o->onto && !o->backing)
 		return bad("what a bitmap names is no backup by itself: give the previous one with "
-			   "--backing or --onto, or say --allow-partial");
-	if (o->allow_partial && (!o->bitmap || o->backing))
-		return bad("--allow-partial is for --bitmap without --backing");
+			   "--backing or --onto");
 	if (o->requests * o->request_size * (o->connections ? o->connections : 4) > MEMORY_MAX)
 		return bad("connections x requests x request-size is more than 1 GiB");
 	return PULL_GO;

@@ -182,7 +182,7 @@ static int open_new(struct sink *k, struct error *err)
 		rc = open_node(k, k->temp, err);
 	if (rc < 0)
 		return rc;
-	k->fresh = !k->o->backing && !k->o->allow_partial;
+	k->fresh = !k->o->backing;
 	if (k->node->child[CHILD_BACKING])
 		k->previous_size = k->node->child[CHILD_BACKING]->size;
 	return check_chain(k, err);

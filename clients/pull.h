@@ -23,7 +23,6 @@ struct pull_options {
 	bool format_given;
 	bool onto;			/* OUT exists and is brought up to date */
 	bool force;			/* an existing OUT is replaced */
-	bool allow_partial;		/* a bitmap without a previous backup is fine */
 	bool no_flush;
 	bool json, quiet;
 	unsigned connections;		/* 0: as many as help */
