@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The daemon under test: starting it, reaching it, and a strict look at how it ends.
 
-MERINOD names the program (default: merinod in $BUILD or build/).  It may be qemu-storage-daemon, whose command line
+MERINOD names the program (default: merinod in $BUILD or build/); MERINOD_WRAPPER is put before it (valgrind ...).  It may be qemu-storage-daemon, whose command line
 and QMP commands merinod takes over; that is how the tests themselves are validated.
 Every daemon must exit 0 on SIGTERM with no report of a sanitizer or assertion, or the test that started it fails.
 """
@@ -9,6 +9,7 @@ Every daemon must exit 0 on SIGTERM with no report of a sanitizer or assertion, 
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -36,6 +37,12 @@ def program():
 def is_qsd():
     """Is the program under test QEMU's?"""
     return "qemu-storage-daemon" in (program() or "")
+
+
+def sanitized():
+    """Is it built with a sanitizer, which needs memory of its own?"""
+    with open(program(), "rb") as f:
+        return bool(re.search(rb"__(a|t|m)san_init", f.read()))
 
 
 def differs(ours, qemu):
@@ -178,7 +185,7 @@ class Factory:
         """ARGS after the listener and the monitor.  LISTEN: "unix", "inet" or None; MONITOR: have a QMP socket."""
         here = self.dir / f"d{len(self.all)}"
         here.mkdir()
-        argv, address, qmp_path = [program()], None, None
+        argv, address, qmp_path = [*shlex.split(os.environ.get("MERINOD_WRAPPER", "")), program()], None, None
         if monitor:
             qmp_path = str(here / "qmp")
             argv += ["--chardev", f"socket,id=mon0,path={qmp_path},server=on,wait=off",
