@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Random operations against a model (lib/differential.py), on many kinds of image."""
 
+import os
+
 import pytest
 
 from lib import differential, pattern, tools
@@ -103,3 +105,20 @@ def test_trims_mostly(daemon, tmp):
     d.stop()
     tools.check(path)
     assert pattern.first_difference(tools.content(path), model) is None
+
+
+@pytest.mark.parametrize("fmt, options", [("raw", {}), ("qcow2", {}), ("qcow2", {"cluster_size": 512})],
+                         ids=["raw", "qcow2", "qcow2-512"])
+def test_without_the_page_cache(daemon, tmp, fmt, options):
+    """O_DIRECT: requests of any alignment, on a file that takes aligned ones only."""
+    path = tools.create(tmp / "a", 4 * M, fmt, **options)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_DIRECT))
+    except OSError:
+        pytest.skip("the file system of the test directory has no O_DIRECT")
+    d, model = daemon.serve(path, fmt, blockdev="cache.direct=on"), bytearray(4 * M)
+    differential.Run(14, [d.enter(), d.enter()], model, 4096).go(300)
+    d.stop()
+    if fmt == "qcow2":
+        tools.check(path)
+    assert pattern.first_difference(tools.content(path, fmt), model) is None
