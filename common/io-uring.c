@@ -355,6 +355,8 @@ static int uring_accept(struct io *io, int fd)
 		s = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 		if (s >= 0)
 			return s;
+		if (errno == EAGAIN && (rc & (POLLHUP | POLLERR)))
+			return -EINVAL;		/* shut down: it will never be otherwise */
 		if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
 			return -errno;
 	}
