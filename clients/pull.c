@@ -40,6 +40,7 @@ void pull_signals_hold(void)
 	}
 	sigprocmask(SIG_BLOCK, &held, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);	/* a file too large is an error like any other */
 }
 
 int pull_signalled(void)
