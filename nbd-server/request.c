@@ -72,10 +72,11 @@ uint32_t request_check(const struct request *rq)
 		return NBD_EPERM;
 	if (rq->type == NBD_CMD_FLUSH)
 		return NBD_OK;
-	if ((rq->type == NBD_CMD_READ || rq->type == NBD_CMD_WRITE) && rq->len > NBD_REQUEST_MAX)
+	if ((rq->type == NBD_CMD_READ || rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_CACHE) &&
+	    rq->len > NBD_REQUEST_MAX)
 		return NBD_EINVAL;
 	if (!checked_range(rq->off, rq->len, e->size))
-		return is_write(rq->type) ? NBD_ENOSPC : NBD_EINVAL;
+		return is_write(rq->type) && rq->type != NBD_CMD_TRIM ? NBD_ENOSPC : NBD_EINVAL;
 	if ((rq->off | rq->len) & (e->block_min - 1))
 		return NBD_EINVAL;
 	if (rq->type == NBD_CMD_BLOCK_STATUS && (!rq->len || !c->a.n_contexts))
