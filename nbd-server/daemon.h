@@ -16,4 +16,7 @@ struct daemon {
 
 extern struct daemon the_daemon;
 
+/* Begins the end of the process; returns at once.  Main loop. */
+void daemon_quit(void);
+
 #endif

@@ -31,10 +31,12 @@ struct export_context {
 };
 
 struct export {
-	struct export *next;
+	struct export *next;		/* in the order of their serial numbers */
+	uint64_t serial;		/* never used twice, never 0 */
 	char *id;			/* QMP's */
 	char *name;			/* the clients' */
 	char *description;		/* NULL: none */
+	char node_name[NODE_NAME_MAX + 1];	/* for the main loop, which may not follow NODE */
 	struct node *node;
 	struct node_use use;
 	struct loop *loop;
@@ -46,8 +48,8 @@ struct export {
 	unsigned n_contexts;
 	/* Main loop: */
 	unsigned refs;			/* connections, and the list itself */
+	bool opening;			/* its name is taken, clients do not see it yet */
 	bool removed;			/* block-export-del was called */
-	struct co_queue gone;		/* waits for refs to fall */
 	/* Export's loop: */
 	struct conn *conns;		/* in transmission */
 };
@@ -55,8 +57,44 @@ struct export {
 /* Main loop.  By the name that clients give; NULL when there is none. */
 struct export *export_find_name(const char *name, size_t len);
 struct export *export_find_id(const char *id);
-struct export *export_first(void);
+/* The same export, found again after a wait; NULL when it has gone. */
+struct export *export_find_serial(uint64_t serial);
+/* The first that clients may see with a greater serial number; NULL at the end. */
+struct export *export_next(uint64_t serial);
 void export_ref(struct export *e);
 void export_unref(struct export *e);
+
+/* What block-export-add says.  Strings and BITMAPS are borrowed. */
+struct export_options {
+	const char *id, *name;		/* name NULL: the node's */
+	const char *description;	/* NULL: none */
+	struct node *node;
+	bool writable;
+	bool allocation_depth;
+	struct json_object *bitmaps;	/* array of names and {"node":…,"name":…}; NULL: none */
+};
+
+/* Coroutine.  Offers the node; errors in QEMU's words. */
+int export_add(const struct export_options *o, struct error *err);
+
+/* Clients are connected, or on their way out. */
+bool export_is_used(const struct export *e);
+
+/* Coroutine.  Takes E off the list, ends its connections and waits until it is
+ * gone; E is no longer valid then.  Tells BLOCK_EXPORT_DELETED. */
+void export_remove(struct export *e);
+
+/* Coroutine.  The same for all of them. */
+void export_close_all(void);
+
+/* All of them, those on their way out too, for query-block-exports: the first,
+ * and by ->next. */
+struct export *export_list(void);
+
+/* export-node.c.  Coroutine, on the export's loop: uses the node, finds the
+ * bitmaps, fills size, flags and contexts.  On failure nothing is held. */
+int export_open_node(struct export *e, const struct export_options *o, struct error *err);
+/* The other way; drops the node's reference. */
+void export_close_node(struct export *e);
 
 #endif

@@ -14,13 +14,24 @@
 
 struct json_object;
 
-enum qmp_type { QMP_STR, QMP_BOOL, QMP_INT, QMP_OBJECT, QMP_ARRAY, QMP_ANY };
+enum qmp_type {
+	QMP_STR,
+	QMP_BOOL,
+	QMP_INT,
+	QMP_OBJECT,
+	QMP_ARRAY,
+	QMP_STR_OR_OBJECT,		/* QAPI's alternates; ->help names the type */
+	QMP_ANY,
+};
 
 struct qmp_arg {
 	const char *name;		/* NULL ends the list */
 	enum qmp_type type;
 	bool required;
 	const char *help;
+	const char *const *values;	/* QMP_STR: what it may be, NULL-terminated; NULL: any */
+	const struct qmp_arg *members;	/* QMP_OBJECT; NULL: the handler's to check */
+	const struct qmp_arg *item;	/* QMP_ARRAY: what each element is; NULL: anything */
 };
 
 struct qmp_command {
@@ -28,6 +39,7 @@ struct qmp_command {
 	const struct qmp_arg *args;	/* NULL: none */
 	bool open_args;			/* further members are the handler's to check (blockdev-add) */
 	bool any_mode;			/* allowed before qmp_capabilities */
+	bool unlocked;			/* never waits: need not wait for another client's command */
 	/* In a coroutine on the main loop.  ARGS is a private copy that has passed
 	 * the checks; *RET (NULL: {}) becomes the "return" member.  0 or -errno. */
 	int (*run)(struct json_object *args, struct json_object **ret, struct error *err);
@@ -42,5 +54,24 @@ const struct qmp_command *qmp_command_find(const char *name);
 /* Checks ARGS (NULL: none) against the table and runs the command. */
 int qmp_run(const char *name, struct json_object *args, struct json_object **ret,
 	    struct error *err);
+
+/* The same with the strings of a command line: "on" and digits become what the
+ * table says they are. */
+int qmp_run_keyval(const char *name, struct json_object *args, struct error *err);
+
+/* Gives the strings in O, a command line's, the types that ARGS says. */
+int qmp_keyval_types(const struct qmp_arg *args, struct json_object *o, struct error *err);
+
+/* Checks O against ARGS; PATH ("" or "actions[0].data.") goes in front of names
+ * in errors.  OPEN: further members are somebody else's. */
+int qmp_check(const struct qmp_arg *args, struct json_object *o, bool open, const char *path,
+	      struct error *err);
+
+/* monitor.c: tells every client that has negotiated.  DATA (NULL: none) is consumed. */
+void qmp_event(const char *name, struct json_object *data);
+
+/* A string member of checked arguments; NULL when absent.  Belongs to ARGS. */
+const char *qmp_str(struct json_object *args, const char *name);
+bool qmp_bool(struct json_object *args, const char *name, bool absent);
 
 #endif

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* cmdline: reads the command line into settings, and runs them in order.
+ *
+ * Names and values are qemu-storage-daemon's; what it has and we have not is
+ * refused by name.  Reading comes first and as a whole, so that a typing error
+ * at the end leaves nothing half done; --daemonize, --pidfile and --loops take
+ * effect before everything else, wherever they stand.
+ */
+#include "nbd-server/cmdline.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/keyval.h"
+#include "common/log.h"
+#include "common/options.h"
+#include "nbd-server/commands.h"
+#include "nbd-server/monitor.h"
+
+#define LOOPS_MAX 64
+
+struct option_def {
+	const char *name;		/* NULL: a heading of --help */
+	char letter;			/* 0: none */
+	const char *arg;		/* what --help calls its value; NULL: takes none */
+	const char *help;		/* lines are broken with \n */
+	/* Takes effect while reading … */
+	void (*take)(struct cmdline *c, const char *text);
+	/* … or in its turn. */
+	int (*run)(const char *text, struct error *err);
+};
+
+struct setting {
+	const struct option_def *def;
+	const char *text;
+};
+
+static void usage_error(const char *what, const char *reason)
+	__attribute__((noreturn));
+
+static void usage_error(const char *what, const char *reason)
+{
+	fprintf(stderr, "merinod: %s: %s\nTry 'merinod --help'.\n", what, reason);
+	exit(1);
+}
+
+static void *grow(void *v, unsigned n, size_t size)
+{
+	v = reallocarray(v, n + 1, size);
+	if (!v)
+		usage_error("command line", "Out of memory");
+	return v;
+}
+
+/* -- what takes effect while reading ------------------------------------------ */
+
+static void take_help(struct cmdline *c, const char *text);
+
+static void take_version(struct cmdline *c, const char *text)
+{
+	puts("merinod " MERINO_VERSION);
+	exit(0);
+}
+
+static void take_daemonize(struct cmdline *c, const char *text)
+{
+	c->daemonize = true;
+}
+
+static void take_pidfile(struct cmdline *c, const char *text)
+{
+	if (c->pidfile)
+		usage_error("--pidfile", "may be given once");
+	c->pidfile = text;
+}
+
+static void take_loops(struct cmdline *c, const char *text)
+{
+	char *end;
+	unsigned long n = strtoul(text, &end, 10);
+
+	if (*text < '0' || *text > '9' || *end || n < 1 || n > LOOPS_MAX)
+		usage_error("--loops", "must be a number from 1 to 64");
+	c->loops = (unsigned)n;
+}
+
+static void take_trace(struct cmdline *c, const char *text)
+{
+	fprintf(stderr, "merinod: warning: --trace %s: there are no trace events; ignored\n", text);
+}
+
+static void take_read_only(struct cmdline *c, const char *text)
+{
+	c->quick.read_only = true;
+}
+
+static void take_format(struct cmdline *c, const char *text)
+{
+	c->quick.format = text;
+}
+
+static void take_socket(struct cmdline *c, const char *text)
+{
+	c->quick.socket = text;
+}
+
+static void take_bitmap(struct cmdline *c, const char *text)
+{
+	struct quick *q = &c->quick;
+
+	q->bitmaps = grow(q->bitmaps, q->n_bitmaps, sizeof(*q->bitmaps));
+	q->bitmaps[q->n_bitmaps++] = text;
+}
+
+/* -- what is run in order ------------------------------------------------------ */
+
+static int run_blockdev(const char *text, struct error *err)
+{
+	struct json_object *o = keyval_parse(text, "driver", err);
+	int rc = o ? qmp_run_keyval("blockdev-add", o, err) : err->code;
+
+	json_object_put(o);
+	return rc;
+}
+
+static int run_export(const char *text, struct error *err)
+{
+	struct json_object *o = keyval_parse(text, "type", err);
+	int rc = o ? qmp_run_keyval("block-export-add", o, err) : err->code;
+
+	json_object_put(o);
+	return rc;
+}
+
+static int run_nbd_server(const char *text, struct error *err)
+{
+	struct json_object *o = keyval_parse(text, NULL, err);
+	int rc = o ? qmp_keyval_types(args_nbd_server_flat, o, err) : err->code;
+
+	if (!rc)
+		rc = qmp_check(args_nbd_server_flat, o, false, "", err);
+	if (!rc)
+		rc = nbd_server_start(o, err);
+	json_object_put(o);
+	return rc;
+}
+
+static int run_chardev(const char *text, struct error *err)
+{
+	struct json_object *o = keyval_parse_bare(text, "backend", err);
+	int rc = o ? chardev_add(o, err) : err->code;
+
+	json_object_put(o);
+	return rc;
+}
+
+static int run_monitor(const char *text, struct error *err)
+{
+	struct json_object *o = keyval_parse_bare(text, "chardev", err);
+	int rc = o ? monitor_add(o, err) : err->code;
+
+	json_object_put(o);
+	return rc;
+}
+
+static int run_object(const char *text, struct error *err)
+{
+	return error_set(err, -ENOTSUP, "objects are not supported yet");
+}
+
+static const struct option_def options[] = {
+	{ .help = "Serve images to people:" },
+	{ "read-only", 'r', NULL, "serve them read only", .take = take_read_only },
+	{ "format", 'f', "FORMAT", "their format, raw or qcow2; without it, qcow2 is\n"
+	  "recognised and anything else is served raw and read only", .take = take_format },
+	{ "socket", 'k', "PATH", "listen on this unix socket; without it, on a private one",
+	  .take = take_socket },
+	{ "bitmap", 'B', "NAME", "offer this dirty bitmap of theirs; may be repeated",
+	  .take = take_bitmap },
+	{ .help = "Serve as qemu-storage-daemon does:" },
+	{ "blockdev", 0, "DRIVER,node-name=N,...", "open an image, as QMP's blockdev-add",
+	  .run = run_blockdev },
+	{ "chardev", 0, "socket,id=ID,path=PATH,server=on,wait=off",
+	  "make a socket for a monitor (or host=,port=; or fd=)", .run = run_chardev },
+	{ "export", 0, "nbd,id=ID,node-name=N,...", "offer a node, as QMP's block-export-add",
+	  .run = run_export },
+	{ "monitor", 0, "ID[,pretty=on]", "serve QMP clients on a chardev", .run = run_monitor },
+	{ "nbd-server", 0, "addr.type=unix,addr.path=PATH,...",
+	  "listen for NBD clients (or addr.type=inet,addr.host=,addr.port=; or\n"
+	  "addr.type=fd,addr.str=); max-connections=N, handshake-max-seconds=N;\n"
+	  "may be repeated", .run = run_nbd_server },
+	{ "object", 0, "...", "not supported yet", .run = run_object },
+	{ .help = "The process:" },
+	{ "daemonize", 0, NULL, "go to the background when everything is in place",
+	  .take = take_daemonize },
+	{ "pidfile", 0, "PATH", "hold this file, with the process id, while running",
+	  .take = take_pidfile },
+	{ "loops", 0, "N", "threads that disks are spread over; default 1", .take = take_loops },
+	{ "trace", 'T', "...", "accepted for qemu-storage-daemon's sake; does nothing",
+	  .take = take_trace },
+	{ "help", 'h', NULL, "print this and exit", .take = take_help },
+	{ "version", 'V', NULL, "print the version and exit", .take = take_version },
+};
+
+#define N_OPTIONS (sizeof(options) / sizeof(options[0]))
+
+static void print_option(const struct option_def *d)
+{
+	const char *line = d->help;
+
+	printf("  ");
+	if (d->letter)
+		printf("-%c, ", d->letter);
+	printf("--%s%s%s\n", d->name, d->arg ? " " : "", d->arg ? d->arg : "");
+	while (line) {
+		const char *end = strchr(line, '\n');
+
+		printf("          %.*s\n", (int)(end ? (size_t)(end - line) : strlen(line)), line);
+		line = end ? end + 1 : NULL;
+	}
+}
+
+static void take_help(struct cmdline *c, const char *text)
+{
+	puts("Usage: merinod [-r] [-f FORMAT] [-k PATH] [--bitmap NAME] DISK...\n"
+	     "       merinod OPTIONS...\n"
+	     "Serves disk images over NBD, with live bitmaps; speaks QMP.");
+	for (unsigned i = 0; i < N_OPTIONS; i++) {
+		if (options[i].name)
+			print_option(&options[i]);
+		else
+			printf("\n%s\n", options[i].help);
+	}
+	puts("\nOptions are processed in the order given.  See merinod(8).");
+	exit(0);
+}
+
+/* -- reading ------------------------------------------------------------------- */
+
+/* getopt's tables; a long option's value is its index behind 256. */
+static void make_getopt(struct option *longs, char *shorts)
+{
+	*shorts++ = '-';		/* other words in their place, as option 1 */
+	for (unsigned i = 0; i < N_OPTIONS; i++) {
+		const struct option_def *d = &options[i];
+
+		if (!d->name)
+			continue;
+		*longs++ = (struct option){
+			.name = d->name,
+			.has_arg = d->arg ? required_argument : no_argument,
+			.val = 256 + (int)i,
+		};
+		if (d->letter)
+			*shorts++ = d->letter;
+		if (d->letter && d->arg)
+			*shorts++ = ':';
+	}
+	*longs = (struct option){ 0 };
+	*shorts = '\0';
+}
+
+static const struct option_def *find_option(int c)
+{
+	if (c >= 256)
+		return &options[c - 256];
+	for (unsigned i = 0; i < N_OPTIONS; i++) {
+		if (options[i].name && options[i].letter == c)
+			return &options[i];
+	}
+	return NULL;
+}
+
+static void take_file(struct cmdline *c, char *name)
+{
+	struct quick *q = &c->quick;
+
+	q->files = grow(q->files, q->n_files, sizeof(*q->files));
+	q->files[q->n_files++] = name;
+}
+
+static void take_option(struct cmdline *c, const struct option_def *d, const char *text)
+{
+	if (d->take) {
+		d->take(c, text);
+		return;
+	}
+	c->settings = grow(c->settings, c->n_settings, sizeof(*c->settings));
+	c->settings[c->n_settings++] = (struct setting){ d, text };
+}
+
+/* All refusals about options that do not go together. */
+static void check(const struct cmdline *c)
+{
+	const struct quick *q = &c->quick;
+
+	if (!q->n_files && (q->read_only || q->format || q->socket || q->n_bitmaps))
+		usage_error("-r, -f, -k, -B", "no disk is named");
+	if (q->format && strcmp(q->format, "raw") && strcmp(q->format, "qcow2"))
+		usage_error("--format", "must be raw or qcow2");
+}
+
+void cmdline_parse(struct cmdline *c, int argc, char **argv)
+{
+	struct option longs[N_OPTIONS + 1];
+	char shorts[2 * N_OPTIONS + 2];
+	int o;
+
+	*c = (struct cmdline){ .loops = 1 };
+	make_getopt(longs, shorts);
+	while ((o = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
+		const struct option_def *d = o == 1 ? NULL : find_option(o);
+
+		if (o == '?')
+			exit(1);	/* getopt has said why */
+		if (d)
+			take_option(c, d, optarg);
+		else
+			take_file(c, optarg);
+	}
+	while (optind < argc)
+		take_file(c, argv[optind++]);
+	if (argc < 2)
+		usage_error("nothing to serve", "name a disk, or options");
+	check(c);
+}
+
+int cmdline_run(struct cmdline *c, struct error *err)
+{
+	for (unsigned i = 0; i < c->n_settings; i++) {
+		const struct setting *s = &c->settings[i];
+		int rc = s->def->run(s->text, err);
+
+		if (rc) {
+			error_prefix(err, "--%s %s: ", s->def->name, s->text);
+			return rc;
+		}
+	}
+	return c->quick.n_files ? quick_run(&c->quick, err) : 0;
+}
+
+void cmdline_free(struct cmdline *c)
+{
+	free(c->settings);
+	free(c->quick.files);
+	free(c->quick.bitmaps);
+}

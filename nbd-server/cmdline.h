@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* cmdline: merinod's options.  One table, from which --help is printed, too. */
+#ifndef MERINO_CMDLINE_H
+#define MERINO_CMDLINE_H
+
+#include <stdbool.h>
+
+#include "common/error.h"
+#include "nbd-server/quick.h"
+
+/* What has to be known before anything runs. */
+struct cmdline {
+	bool daemonize;
+	const char *pidfile;		/* NULL: none */
+	unsigned loops;			/* threads for disks */
+	struct quick quick;		/* merinod disk.qcow2 */
+	struct setting *settings;	/* the rest, in order */
+	unsigned n_settings;
+};
+
+/* Reads ARGV.  Prints and ends the process for --help, --version and for usage
+ * errors (status 1). */
+void cmdline_parse(struct cmdline *c, int argc, char **argv);
+
+/* Coroutine on the main loop: does what the options say, strictly in order. */
+int cmdline_run(struct cmdline *c, struct error *err);
+
+void cmdline_free(struct cmdline *c);
+
+#endif

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* commands-export: nbd-server-start and -stop, block-export-add and -del.
+ *
+ * nbd-server-start may be used several times, with different addresses: every
+ * listener offers every export.  nbd-server-stop ends all of it, as in QEMU.
+ */
+#include "nbd-server/commands.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+
+#include "common/options.h"
+#include "format/node.h"
+#include "nbd-server/export.h"
+#include "nbd-server/listener.h"
+
+#define DEFAULT_CONNECTIONS 100
+#define DEFAULT_HANDSHAKE 10		/* seconds */
+
+const struct qmp_arg args_nbd_server_flat[] = {
+	{ "addr", QMP_OBJECT, true, "where to listen: addr.type=unix,addr.path=..." },
+	{ "handshake-max-seconds", QMP_INT, false, "limit of a handshake, 0: none; default 10" },
+	{ "tls-creds", QMP_STR, false, "not supported yet" },
+	{ "tls-authz", QMP_STR, false, "not supported yet" },
+	{ "max-connections", QMP_INT, false, "clients at a time, 0: any number; default 100" },
+	{ NULL },
+};
+
+static const struct qmp_arg args_unix[] = {
+	{ "path", QMP_STR, true, "of the socket" },
+	{ "abstract", QMP_BOOL, false, "a name without a file" },
+	{ "tight", QMP_BOOL, false, "of an abstract name: its length counts; default true" },
+	{ NULL },
+};
+
+static const struct qmp_arg args_inet[] = {
+	{ "host", QMP_STR, true, "name or address; empty: all addresses" },
+	{ "port", QMP_STR, true, "number or service; 0: any that is free" },
+	{ "numeric", QMP_BOOL, false, "host is not looked up" },
+	{ "to", QMP_INT, false, "last port to try" },
+	{ "ipv4", QMP_BOOL, false, "whether to use IPv4" },
+	{ "ipv6", QMP_BOOL, false, "whether to use IPv6" },
+	{ "keep-alive", QMP_BOOL, false, "always on" },
+	{ "mptcp", QMP_BOOL, false, "true is not supported" },
+	{ NULL },
+};
+
+static const struct qmp_arg args_fd[] = {
+	{ "str", QMP_STR, true, "number of a listening socket's descriptor" },
+	{ NULL },
+};
+
+static const struct qmp_arg *address_args(const char *type)
+{
+	if (!strcmp(type, "unix"))
+		return args_unix;
+	return strcmp(type, "inet") ? args_fd : args_inet;
+}
+
+static int take_limit(struct json_object *args, const char *name, unsigned *out, struct error *err)
+{
+	uint64_t n = *out;
+	int rc = opts_u64(args, name, &n, err);
+
+	if (!rc && n > UINT_MAX)
+		rc = error_set(err, -ERANGE, "Parameter '%s' is out of range", name);
+	if (!rc)
+		*out = (unsigned)n;
+	return rc;
+}
+
+int nbd_server_start(struct json_object *args, struct error *err)
+{
+	struct listener_options o = { DEFAULT_CONNECTIONS, DEFAULT_HANDSHAKE };
+	int rc;
+
+	for (const char *const *p = (const char *const[]){ "tls-creds", "tls-authz", NULL }; *p;
+	     p++) {
+		if (qmp_str(args, *p))
+			return error_set(err, -ENOTSUP, "Parameter '%s' is not supported yet", *p);
+	}
+	rc = take_limit(args, "max-connections", &o.max_connections, err);
+	if (!rc)
+		rc = take_limit(args, "handshake-max-seconds", &o.handshake_max_seconds, err);
+	if (rc)
+		return rc;
+	rc = listener_start(json_object_object_get(args, "addr"), &o, NULL, err);
+	return rc;
+}
+
+COMMAND(command_nbd_server_start)
+{
+	struct json_object *addr = json_object_object_get(args, "addr");
+	struct json_object *data = json_object_object_get(addr, "data");
+	const char *type = qmp_str(addr, "type");
+	int rc = qmp_check(address_args(type), data, false, "addr.data.", err);
+
+	if (rc)
+		return rc;
+	/* QEMU's legacy form, flattened: its data with the type beside it. */
+	json_object_object_add(data, "type", json_object_new_string(type));
+	json_object_object_add(args, "addr", json_object_get(data));
+	return nbd_server_start(args, err);
+}
+
+COMMAND(command_nbd_server_stop)
+{
+	return listener_stop_all(err);
+}
+
+/* -- exports ----------------------------------------------------------------- */
+
+static int export_refuse(struct json_object *args, struct error *err)
+{
+	static const char *const unsupported[] = { "writethrough", "allow-inactive", NULL };
+	const char *iothread = qmp_str(args, "iothread");
+
+	if (iothread)
+		return error_set(err, -ENOENT, "iothread \"%s\" not found", iothread);
+	for (const char *const *p = unsupported; *p; p++) {
+		if (qmp_bool(args, *p, false))
+			return error_set(err, -ENOTSUP, "Parameter '%s' is not supported", *p);
+	}
+	return 0;
+}
+
+COMMAND(command_block_export_add)
+{
+	struct export_options o = {
+		.id = qmp_str(args, "id"),
+		.name = qmp_str(args, "name"),
+		.description = qmp_str(args, "description"),
+		.writable = qmp_bool(args, "writable", false),
+		.allocation_depth = qmp_bool(args, "allocation-depth", false),
+		.bitmaps = json_object_object_get(args, "bitmaps"),
+	};
+	const char *name = qmp_str(args, "node-name");
+	int rc = export_refuse(args, err);
+
+	if (rc)
+		return rc;
+	if (export_find_id(o.id))
+		return error_set(err, -EEXIST, "Block export id '%s' is already in use", o.id);
+	o.node = command_node_find(name);
+	if (!o.node)
+		return error_set(err, -ENOENT, "Cannot find device='' nor node-name='%s'", name);
+	if (!listener_any())
+		rc = error_set(err, -ENOTCONN, "NBD server not running");
+	else
+		rc = export_add(&o, err);
+	command_node_unref(o.node);
+	return rc;
+}
+
+COMMAND(command_block_export_del)
+{
+	const char *id = qmp_str(args, "id"), *mode = qmp_str(args, "mode");
+	struct export *e = export_find_id(id);
+
+	if (!e)
+		return error_set(err, -ENOENT, "Export '%s' is not found", id);
+	if (e->removed)
+		return error_set(err, -EBUSY, "Export '%s' is already shutting down", id);
+	if (export_is_used(e) && !(mode && !strcmp(mode, "hard")))
+		return error_set(err, -EBUSY, "export '%s' still in use", id);
+	export_remove(e);
+	return 0;
+}
+
+COMMAND(command_query_block_exports)
+{
+	*ret = json_object_new_array();
+	for (struct export *e = export_list(); e; e = e->next) {
+		struct json_object *o;
+
+		if (e->opening)
+			continue;
+		o = json_object_new_object();
+		json_object_object_add(o, "id", json_object_new_string(e->id));
+		json_object_object_add(o, "type", json_object_new_string("nbd"));
+		json_object_object_add(o, "node-name", json_object_new_string(e->node_name));
+		json_object_object_add(o, "shutting-down", json_object_new_boolean(e->removed));
+		json_object_array_add(*ret, o);
+	}
+	return 0;
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* commands-transaction: the bitmap commands, each a transaction of one action,
+ * and transaction itself.  What they do is in verbs.c.
+ */
+#include "nbd-server/commands.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "nbd-server/transaction.h"
+
+static int run_one(const char *verb, struct json_object *args, struct error *err)
+{
+	struct action a = { .verb = verb_find(verb), .data = args };
+
+	return transaction_run(&a, 1, err);
+}
+
+COMMAND(command_bitmap_add)
+{
+	return run_one("block-dirty-bitmap-add", args, err);
+}
+
+COMMAND(command_bitmap_remove)
+{
+	return run_one("block-dirty-bitmap-remove", args, err);
+}
+
+COMMAND(command_bitmap_clear)
+{
+	return run_one("block-dirty-bitmap-clear", args, err);
+}
+
+COMMAND(command_bitmap_enable)
+{
+	return run_one("block-dirty-bitmap-enable", args, err);
+}
+
+COMMAND(command_bitmap_disable)
+{
+	return run_one("block-dirty-bitmap-disable", args, err);
+}
+
+COMMAND(command_bitmap_merge)
+{
+	return run_one("block-dirty-bitmap-merge", args, err);
+}
+
+/* All refusals come before anything is touched. */
+static int read_action(struct json_object *o, size_t i, struct action *a, struct error *err)
+{
+	const char *type = qmp_str(o, "type");
+	char path[64];
+
+	a->verb = verb_find(type);
+	if (!a->verb)
+		return error_set(err, -EINVAL, "Parameter 'type' does not accept value '%s'", type);
+	a->data = json_object_object_get(o, "data");
+	snprintf(path, sizeof(path), "actions[%zu].data.", i);
+	return qmp_check(a->verb->args, a->data, false, path, err);
+}
+
+COMMAND(command_transaction)
+{
+	struct json_object *actions = json_object_object_get(args, "actions");
+	size_t n = json_object_array_length(actions);
+	struct action *v = calloc(n + 1, sizeof(*v));
+	int rc = v ? 0 : error_set(err, -ENOMEM, "Out of memory");
+
+	for (size_t i = 0; i < n && !rc; i++)
+		rc = read_action(json_object_array_get_idx(actions, i), i, &v[i], err);
+	if (!rc)
+		rc = transaction_run(v, (unsigned)n, err);
+	free(v);
+	return rc;
+}

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* commands: the table of QMP commands, in the order of the documentation.
+ *
+ * query-commands, argument checks, the schema and the man page's list come from
+ * here.  Names, arguments and meanings are QEMU's (its QMP reference manual).
+ */
+#include "nbd-server/commands.h"
+
+#include <errno.h>
+
+#include "nbd-server/daemon.h"
+
+#define QEMU_MAJOR 7			/* whose interface this is: what clients look at */
+#define QEMU_MINOR 2
+
+const struct qmp_arg args_nothing[] = { { NULL } };
+
+static const struct qmp_arg item_string = { "null", QMP_STR };
+
+static const struct qmp_arg args_capabilities[] = {
+	{ "enable", QMP_ARRAY, false, "capabilities to enable; none are offered",
+	  .item = &item_string },
+	{ NULL },
+};
+
+static const struct qmp_arg args_blockdev_add[] = {
+	{ "driver", QMP_STR, true, "block driver" },
+	{ "node-name", QMP_STR, false, "name of the new node" },
+	{ NULL },
+};
+
+static const struct qmp_arg args_blockdev_del[] = {
+	{ "node-name", QMP_STR, true, "node to delete" },
+	{ NULL },
+};
+
+static const struct qmp_arg args_query_nodes[] = {
+	{ "flat", QMP_BOOL, false, "leave out the backing images inside image" },
+	{ NULL },
+};
+
+static const char *const address_types[] = { "inet", "unix", "fd", NULL };
+
+static const struct qmp_arg args_address[] = {
+	{ "type", QMP_STR, true, "inet, unix or fd", .values = address_types },
+	{ "data", QMP_OBJECT, true, "the address; its members depend on type" },
+	{ NULL },
+};
+
+static const struct qmp_arg args_nbd_server_start[] = {
+	{ "addr", QMP_OBJECT, true, "where to listen", .members = args_address },
+	{ "handshake-max-seconds", QMP_INT, false, "limit of a handshake, 0: none; default 10" },
+	{ "tls-creds", QMP_STR, false, "not supported yet" },
+	{ "tls-authz", QMP_STR, false, "not supported yet" },
+	{ "max-connections", QMP_INT, false, "clients at a time, 0: any number; default 100" },
+	{ NULL },
+};
+
+static const char *const export_types[] = { "nbd", NULL };
+
+static const struct qmp_arg args_bitmap_ref[] = {
+	{ "node", QMP_STR, true, "node that has the bitmap" },
+	{ "name", QMP_STR, true, "the bitmap" },
+	{ NULL },
+};
+
+static const struct qmp_arg item_bitmap = {
+	"null", QMP_STR_OR_OBJECT, false, "BlockDirtyBitmapOrStr", .members = args_bitmap_ref,
+};
+
+static const struct qmp_arg args_export_add[] = {
+	{ "type", QMP_STR, true, "nbd", .values = export_types },
+	{ "id", QMP_STR, true, "name for block-export-del" },
+	{ "fixed-iothread", QMP_BOOL, false, "of no consequence without iothread" },
+	{ "iothread", QMP_STR, false, "refused: there are no iothread objects" },
+	{ "node-name", QMP_STR, true, "node to export" },
+	{ "writable", QMP_BOOL, false, "clients may write; default false" },
+	{ "writethrough", QMP_BOOL, false, "true is not supported" },
+	{ "allow-inactive", QMP_BOOL, false, "true is not supported" },
+	{ "name", QMP_STR, false, "name on the wire, up to 4096 bytes; default: the node's" },
+	{ "description", QMP_STR, false, "for people, up to 4096 bytes" },
+	{ "bitmaps", QMP_ARRAY, false, "dirty bitmaps to offer as qemu:dirty-bitmap:NAME",
+	  .item = &item_bitmap },
+	{ "allocation-depth", QMP_BOOL, false, "offer qemu:allocation-depth" },
+	{ NULL },
+};
+
+static const char *const export_del_modes[] = { "safe", "hard", NULL };
+
+static const struct qmp_arg args_export_del[] = {
+	{ "id", QMP_STR, true, "export to delete" },
+	{ "mode", QMP_STR, false, "safe (the default) refuses when clients are connected; hard",
+	  .values = export_del_modes },
+	{ NULL },
+};
+
+const struct qmp_arg args_bitmap[] = {
+	{ "node", QMP_STR, true, "node that has the bitmap" },
+	{ "name", QMP_STR, true, "the bitmap" },
+	{ NULL },
+};
+
+const struct qmp_arg args_bitmap_add[] = {
+	{ "node", QMP_STR, true, "node whose writes are recorded" },
+	{ "name", QMP_STR, true, "name of the new bitmap" },
+	{ "granularity", QMP_INT, false, "bytes that one bit stands for, a power of two" },
+	{ "persistent", QMP_BOOL, false, "stored in the image when it is closed" },
+	{ "disabled", QMP_BOOL, false, "does not record writes until it is enabled" },
+	{ NULL },
+};
+
+const struct qmp_arg args_bitmap_merge[] = {
+	{ "node", QMP_STR, true, "node that has the target" },
+	{ "target", QMP_STR, true, "bitmap that takes the bits" },
+	{ "bitmaps", QMP_ARRAY, true, "bitmaps to merge into it", .item = &item_bitmap },
+	{ NULL },
+};
+
+static const struct qmp_arg args_action[] = {
+	{ "type", QMP_STR, true, "a command's name, or abort" },
+	{ "data", QMP_OBJECT, true, "its arguments" },
+	{ NULL },
+};
+
+static const struct qmp_arg item_action = {
+	"action", QMP_OBJECT, false, NULL, .members = args_action,
+};
+
+static const char *const completion_modes[] = { "individual", "grouped", NULL };
+
+static const struct qmp_arg args_properties[] = {
+	{ "completion-mode", QMP_STR, false, "how jobs of the transaction end",
+	  .values = completion_modes },
+	{ NULL },
+};
+
+static const struct qmp_arg args_transaction[] = {
+	{ "actions", QMP_ARRAY, true, "what to do, all or nothing", .item = &item_action },
+	{ "properties", QMP_OBJECT, false, "completion-mode", .members = args_properties },
+	{ NULL },
+};
+
+/* -- commands about the process ---------------------------------------------- */
+
+/* The monitor answers the first one itself. */
+static COMMAND(command_capabilities)
+{
+	return error_set_class(err, ERROR_COMMAND_NOT_FOUND, -EINVAL,
+			       "Capabilities negotiation is already complete, command ignored");
+}
+
+struct json_object *qmp_version(void)
+{
+	struct json_object *version = json_object_new_object();
+	struct json_object *qemu = json_object_new_object();
+
+	json_object_object_add(qemu, "major", json_object_new_int(QEMU_MAJOR));
+	json_object_object_add(qemu, "minor", json_object_new_int(QEMU_MINOR));
+	json_object_object_add(qemu, "micro", json_object_new_int(0));
+	json_object_object_add(version, "qemu", qemu);
+	json_object_object_add(version, "package",
+			       json_object_new_string("merino-" MERINO_VERSION));
+	return version;
+}
+
+static COMMAND(command_query_version)
+{
+	*ret = qmp_version();
+	return 0;
+}
+
+static COMMAND(command_query_commands)
+{
+	*ret = json_object_new_array();
+	for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+		struct json_object *o = json_object_new_object();
+
+		json_object_object_add(o, "name", json_object_new_string(c->name));
+		json_object_array_add(*ret, o);
+	}
+	return 0;
+}
+
+static COMMAND(command_quit)
+{
+	daemon_quit();
+	return 0;
+}
+
+const struct qmp_command qmp_commands[] = {
+	{ "qmp_capabilities", args_capabilities, .any_mode = true, .unlocked = true,
+	  .run = command_capabilities, .help = "begins a session", .since = "0.1" },
+	{ "query-version", NULL, .unlocked = true, .run = command_query_version,
+	  .help = "whose interface this is, and who provides it", .since = "0.1" },
+	{ "query-commands", NULL, .unlocked = true, .run = command_query_commands,
+	  .help = "names of all commands", .since = "0.1" },
+	{ "quit", NULL, .unlocked = true, .run = command_quit,
+	  .help = "ends the daemon, images closed cleanly", .since = "0.1" },
+	{ "blockdev-add", args_blockdev_add, .open_args = true, .run = command_blockdev_add,
+	  .help = "opens an image as a node", .since = "0.1" },
+	{ "blockdev-del", args_blockdev_del, .run = command_blockdev_del,
+	  .help = "closes a node that nobody uses", .since = "0.1" },
+	{ "query-named-block-nodes", args_query_nodes, .run = command_query_named_block_nodes,
+	  .help = "all nodes with their images and bitmaps", .since = "0.1" },
+	{ "query-block", NULL, .run = command_query_block,
+	  .help = "devices of a virtual machine: none yet", .since = "0.1" },
+	{ "nbd-server-start", args_nbd_server_start, .run = command_nbd_server_start,
+	  .help = "listens for NBD clients; may be used more than once", .since = "0.1" },
+	{ "nbd-server-stop", NULL, .run = command_nbd_server_stop,
+	  .help = "removes all exports and stops listening", .since = "0.1" },
+	{ "block-export-add", args_export_add, .run = command_block_export_add,
+	  .help = "offers a node over NBD", .since = "0.1" },
+	{ "block-export-del", args_export_del, .run = command_block_export_del,
+	  .help = "stops offering it", .since = "0.1" },
+	{ "query-block-exports", NULL, .run = command_query_block_exports,
+	  .help = "all exports", .since = "0.1" },
+	{ "block-dirty-bitmap-add", args_bitmap_add, .run = command_bitmap_add,
+	  .help = "starts to record which granules change", .since = "0.1" },
+	{ "block-dirty-bitmap-remove", args_bitmap, .run = command_bitmap_remove,
+	  .help = "forgets a bitmap, in the image too", .since = "0.1" },
+	{ "block-dirty-bitmap-clear", args_bitmap, .run = command_bitmap_clear,
+	  .help = "makes every granule clean", .since = "0.1" },
+	{ "block-dirty-bitmap-enable", args_bitmap, .run = command_bitmap_enable,
+	  .help = "records writes from now on", .since = "0.1" },
+	{ "block-dirty-bitmap-disable", args_bitmap, .run = command_bitmap_disable,
+	  .help = "stops recording writes", .since = "0.1" },
+	{ "block-dirty-bitmap-merge", args_bitmap_merge, .run = command_bitmap_merge,
+	  .help = "adds the bits of other bitmaps", .since = "0.1" },
+	{ "transaction", args_transaction, .run = command_transaction,
+	  .help = "several of the bitmap commands at one instant, all or nothing",
+	  .since = "0.1" },
+	{ NULL },
+};

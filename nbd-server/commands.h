@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* commands: what the files that implement commands share.  commands.c has the
+ * table; the others are named after their subject.  Main loop, in coroutines.
+ */
+#ifndef MERINO_COMMANDS_H
+#define MERINO_COMMANDS_H
+
+#include <json-c/json.h>
+
+#include "common/error.h"
+#include "nbd-server/qmp.h"
+
+struct node;
+
+#define COMMAND(name) \
+	int name(struct json_object *args, struct json_object **ret, struct error *err)
+
+/* commands-node.c */
+COMMAND(command_blockdev_add);
+COMMAND(command_blockdev_del);
+/* commands-info.c */
+COMMAND(command_query_named_block_nodes);
+COMMAND(command_query_block);
+/* commands-export.c */
+COMMAND(command_nbd_server_start);
+COMMAND(command_nbd_server_stop);
+COMMAND(command_block_export_add);
+COMMAND(command_block_export_del);
+COMMAND(command_query_block_exports);
+/* commands-transaction.c */
+COMMAND(command_bitmap_add);
+COMMAND(command_bitmap_remove);
+COMMAND(command_bitmap_clear);
+COMMAND(command_bitmap_enable);
+COMMAND(command_bitmap_disable);
+COMMAND(command_bitmap_merge);
+COMMAND(command_transaction);
+
+extern const struct qmp_arg args_bitmap[];		/* node, name */
+extern const struct qmp_arg args_bitmap_add[];
+extern const struct qmp_arg args_bitmap_merge[];
+extern const struct qmp_arg args_nothing[];
+
+/* --nbd-server's arguments, where addr is flat, and what it does. */
+extern const struct qmp_arg args_nbd_server_flat[];
+int nbd_server_start(struct json_object *args, struct error *err);
+
+/* {"qemu":{"major":…},"package":…}: query-version's, and the greeting's. */
+struct json_object *qmp_version(void);
+
+/* commands-node.c: a node with one more reference, or NULL. */
+struct node *command_node_find(const char *name);
+/* Gives the reference back on the node's loop; NULL is fine. */
+void command_node_unref(struct node *n);
+/* Runs FN on the node's loop. */
+int command_node_call(struct node *n, int (*fn)(struct node *n, void *arg, struct error *err),
+		      void *arg, struct error *err);
+/* Forgets all nodes that blockdev-add made, at the end of the process. */
+void command_nodes_close(void);
+
+#endif

@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* listener: accepts NBD clients and brings them through the handshake.
+ *
+ * Each socket of a listener has one coroutine that accepts; each client has
+ * one for its handshake, with a timer that shuts the client's socket down.  A
+ * client counts against its listener from accept(2) until transmission says
+ * that it has ended, so a listener outlives its clients.
+ *
+ * Nothing here trusts a client: it costs a descriptor and a handshake's
+ * buffers, both for a bounded time.
+ */
+#include "nbd-server/listener.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/co.h"
+#include "common/io.h"
+#include "common/log.h"
+#include "common/loop.h"
+#include "common/options.h"
+#include "common/uri.h"
+#include "nbd-server/address.h"
+#include "nbd-server/daemon.h"
+#include "nbd-server/export.h"
+#include "nbd-server/negotiate.h"
+
+#define SECOND 1000000000ull		/* ns */
+#define ACCEPT_PAUSE (SECOND / 10)	/* after an error such as EMFILE */
+
+struct listener {
+	struct listener *next;
+	struct address address;
+	struct listener_options options;
+	unsigned connections;		/* handshakes and transmissions */
+	unsigned acceptors;		/* coroutines that accept */
+	bool stopping;
+	struct client *handshakes;
+	struct co_queue room;		/* acceptors that wait for a client to end */
+	struct co_queue idle;		/* waits for connections and acceptors to end */
+};
+
+/* A client in its handshake. */
+struct client {
+	struct loop_timer timer;	/* first: client_timeout() finds the client by it */
+	struct client *next;
+	struct listener *listener;
+	struct agreement agreement;
+};
+
+/* What an acceptor's coroutine starts with. */
+struct acceptor {
+	struct listener *listener;
+	int fd;
+};
+
+static struct listener *listeners;
+
+bool listener_any(void)
+{
+	return listeners;
+}
+
+/* -- clients ---------------------------------------------------------------- */
+
+void listener_connection_ended(struct listener *l)
+{
+	l->connections--;
+	co_queue_wake_all(&l->room);
+	co_queue_wake_all(&l->idle);
+}
+
+static void client_timeout(struct loop_timer *t)
+{
+	struct client *c = (struct client *)t;
+
+	log_debug("handshake took too long fd=%d", c->agreement.fd);
+	shutdown(c->agreement.fd, SHUT_RDWR);
+}
+
+static void client_unlink(struct client *c)
+{
+	struct client **p = &c->listener->handshakes;
+
+	while (*p != c)
+		p = &(*p)->next;
+	*p = c->next;
+}
+
+static void client_run(void *arg)
+{
+	struct client *c = arg;
+	struct listener *l = c->listener;
+	int rc;
+
+	if (l->options.handshake_max_seconds)
+		loop_timer_set(&c->timer,
+			       loop_now() + l->options.handshake_max_seconds * SECOND,
+			       client_timeout);
+	rc = negotiate(loop_io(loop_self()), &c->agreement);
+	loop_timer_cancel(&c->timer);
+	client_unlink(c);
+	if (!rc) {
+		transmission_start(&c->agreement);
+	} else {
+		close(c->agreement.fd);
+		listener_connection_ended(l);
+	}
+	free(c);
+}
+
+static void client_start(struct listener *l, int fd)
+{
+	struct client *c = calloc(1, sizeof(*c));
+
+	if (!c) {
+		close(fd);
+		return;
+	}
+	address_tune(fd);
+	c->listener = l;
+	c->agreement.fd = fd;
+	c->agreement.listener = l;
+	c->next = l->handshakes;
+	l->handshakes = c;
+	l->connections++;
+	co_start(client_run, c);
+}
+
+static bool listener_is_full(const struct listener *l)
+{
+	return l->options.max_connections && l->connections >= l->options.max_connections;
+}
+
+/* A client that gave up before it was accepted says nothing about the socket. */
+static bool is_transient(int rc)
+{
+	return rc == -ECONNABORTED || rc == -EINTR || rc == -EAGAIN || rc == -EPROTO;
+}
+
+static void acceptor_run(void *arg)
+{
+	struct acceptor *a = arg;
+	struct listener *l = a->listener;
+	struct io *io = loop_io(loop_self());
+	int fd = a->fd;
+
+	free(a);
+	while (!l->stopping) {
+		int rc;
+
+		if (listener_is_full(l)) {
+			co_queue_wait(&l->room);
+			continue;
+		}
+		rc = io_accept(io, fd);
+		if (rc >= 0 && l->stopping) {
+			close(rc);
+		} else if (rc >= 0) {
+			client_start(l, rc);
+		} else if (!is_transient(rc) && !l->stopping) {
+			log_warning("cannot accept clients, trying on: %s", strerror(-rc));
+			io_sleep(io, ACCEPT_PAUSE);
+		}
+	}
+	l->acceptors--;
+	co_queue_wake_all(&l->idle);
+}
+
+/* -- listeners -------------------------------------------------------------- */
+
+/* A second listener at the same place would steal the first one's file. */
+static bool listener_is_at(struct json_object *addr)
+{
+	struct json_object *path;
+
+	if (!json_object_object_get_ex(addr, "path", &path))
+		return false;
+	for (struct listener *l = listeners; l; l = l->next) {
+		const char *text = json_object_get_string(path);
+
+		if (l->address.type == ADDRESS_UNIX &&
+		    ((text && !strcmp(text, l->address.path)) ||
+		     (text && address_is_file(&l->address, text))))
+			return true;
+	}
+	return false;
+}
+
+static int listener_start_acceptors(struct listener *l)
+{
+	for (unsigned i = 0; i < l->address.n_fds; i++) {
+		struct acceptor *a = malloc(sizeof(*a));
+
+		if (!a)
+			return -ENOMEM;
+		*a = (struct acceptor){ l, l->address.fds[i] };
+		l->acceptors++;
+		co_start(acceptor_run, a);
+	}
+	return 0;
+}
+
+static void listener_stop(struct listener *l)
+{
+	l->stopping = true;
+	address_shutdown(&l->address);
+	co_queue_wake_all(&l->room);
+	for (struct client *c = l->handshakes; c; c = c->next)
+		shutdown(c->agreement.fd, SHUT_RDWR);
+}
+
+static void listener_free(struct listener *l)
+{
+	while (l->connections || l->acceptors)
+		co_queue_wait(&l->idle);
+	address_clear(&l->address);
+	free(l);
+}
+
+int listener_start(struct json_object *addr, const struct listener_options *o, struct listener **out,
+		   struct error *err)
+{
+	struct json_object *copy;
+	struct listener *l, **p;
+	int rc;
+
+	if (listener_is_at(addr))
+		return error_set(err, -EADDRINUSE, "NBD server already running");
+	l = calloc(1, sizeof(*l));
+	copy = opts_copy(addr);
+	if (!l || !copy) {
+		free(l);
+		json_object_put(copy);
+		return error_set(err, -ENOMEM, "Out of memory");
+	}
+	l->options = *o;
+	rc = address_listen(copy, &l->address, err);
+	json_object_put(copy);
+	if (rc) {
+		free(l);
+		return rc;
+	}
+	if (listener_start_acceptors(l)) {
+		listener_stop(l);
+		listener_free(l);
+		return error_set(err, -ENOMEM, "Out of memory");
+	}
+	for (p = &listeners; *p; p = &(*p)->next)
+		;
+	*p = l;
+	if (out)
+		*out = l;
+	return 0;
+}
+
+int listener_stop_all(struct error *err)
+{
+	struct listener *l = listeners;
+
+	if (!l)
+		return error_set(err, -ENOENT, "NBD server not running");
+	/* From here on there is no server; clients end while we wait. */
+	listeners = NULL;
+	for (struct listener *s = l; s; s = s->next)
+		listener_stop(s);
+	export_close_all();
+	while (l) {
+		struct listener *next = l->next;
+
+		listener_free(l);
+		l = next;
+	}
+	return 0;
+}
+
+static char *inet_uri(const struct address *a, const char *export_name)
+{
+	const char *host = a->path;
+	char *uri = NULL;
+
+	/* "Every address" is no place to connect to; this machine is. */
+	if (!*host || !strcmp(host, "0.0.0.0") || !strcmp(host, "::"))
+		host = "localhost";
+	return uri_build_tcp(false, host, a->port, export_name, &uri, NULL) ? NULL : uri;
+}
+
+char *listener_uri(struct listener *l, const char *export_name)
+{
+	char *uri = NULL;
+
+	if (!l)
+		l = listeners;
+	if (!l || l->address.type == ADDRESS_FD || l->address.abstract)
+		return NULL;
+	if (l->address.type == ADDRESS_INET)
+		return inet_uri(&l->address, export_name);
+	return uri_build_unix(false, l->address.path, export_name, &uri, NULL) ? NULL : uri;
+}

@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* monitor: accepts QMP clients and moves their bytes.
+ *
+ * Each client has two coroutines: one reads values and runs their commands in
+ * order, the other sends what is queued.  Replies wait for a client that does
+ * not read, in its own reader; events do not, and a client whose queue has
+ * outgrown its bound is dropped.  The reader owns the client and frees it after
+ * the writer has ended.
+ */
+#include "nbd-server/monitor.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/co.h"
+#include "common/io.h"
+#include "common/json.h"
+#include "common/log.h"
+#include "common/loop.h"
+#include "common/options.h"
+#include "nbd-server/address.h"
+#include "nbd-server/commands.h"
+#include "nbd-server/session.h"
+
+#define CLIENTS_MAX 64			/* of one monitor */
+#define QUEUE_PAUSE (1u << 20)		/* bytes queued above which the reader waits */
+#define QUEUE_MAX (16u << 20)		/* bytes queued above which the client is dropped */
+#define READ_SIZE 4096
+#define ACCEPT_PAUSE 100000000ull	/* ns, after an error such as EMFILE */
+#define CLOSE_PATIENCE 1000000000ull	/* ns, for the last bytes of all clients */
+
+struct monitor {
+	struct monitor *next;
+	struct address address;
+	bool pretty;			/* replies for people */
+	unsigned n_clients;
+	unsigned acceptors;
+	struct client *clients;
+	struct co_queue room;		/* acceptors that wait for a client to leave */
+};
+
+struct client {
+	struct client *next;
+	struct monitor *monitor;
+	int fd;
+	struct session session;
+	char *queue;			/* bytes to send: queue[sent .. len) */
+	size_t sent, len, size;
+	bool closing;			/* nothing more will be queued */
+	bool broken;			/* sending failed or was given up */
+	bool writer_ended;
+	struct co_queue writer;		/* the writer waits for bytes */
+	struct co_queue reader;		/* the reader waits for room, or for the writer's end */
+};
+
+/* What an acceptor's coroutine starts with. */
+struct acceptor {
+	struct monitor *monitor;
+	int fd;
+};
+
+static struct monitor *monitors;
+static bool quiescing, closing_all;
+static unsigned running;		/* commands */
+static struct co_queue all_wait;	/* woken when a command, client or acceptor has ended,
+					 * and when closing_all is set */
+
+/* -- sending ---------------------------------------------------------------- */
+
+static void client_break(struct client *c)
+{
+	c->broken = true;
+	shutdown(c->fd, SHUT_RDWR);
+	co_queue_wake_all(&c->writer);
+	co_queue_wake_all(&c->reader);
+}
+
+static bool client_grow(struct client *c, size_t n)
+{
+	size_t size = c->size ? c->size : 4096;
+	char *queue;
+
+	if (c->sent) {
+		memmove(c->queue, c->queue + c->sent, c->len - c->sent);
+		c->len -= c->sent;
+		c->sent = 0;
+	}
+	while (size < c->len + n)
+		size *= 2;
+	if (size == c->size)
+		return true;
+	queue = realloc(c->queue, size);
+	if (!queue)
+		return false;
+	c->queue = queue;
+	c->size = size;
+	return true;
+}
+
+static void client_put_bytes(struct client *c, const char *p, size_t n)
+{
+	if (c->broken || c->closing)
+		return;
+	if (c->len - c->sent > QUEUE_MAX || (c->size - c->len < n && !client_grow(c, n))) {
+		log_warning("dropping a QMP client that does not read fd=%d", c->fd);
+		client_break(c);
+		return;
+	}
+	memcpy(c->queue + c->len, p, n);
+	c->len += n;
+	co_queue_wake_all(&c->writer);
+}
+
+static void client_put(struct client *c, struct json_object *o)
+{
+	int flags = JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE;
+	const char *text = c->monitor->pretty ? json_object_to_json_string_ext(o, flags)
+					      : json_write(o);
+
+	if (!text) {
+		client_break(c);
+		return;
+	}
+	client_put_bytes(c, text, strlen(text));
+	client_put_bytes(c, "\r\n", 2);		/* libvirt looks for both */
+}
+
+/* The queue may move while the socket is waited for, so what goes out is copied. */
+static int client_send_some(struct client *c, struct io *io)
+{
+	char piece[READ_SIZE];
+	size_t n = c->len - c->sent < sizeof(piece) ? c->len - c->sent : sizeof(piece);
+	struct iovec iov = { piece, n };
+	int rc;
+
+	memcpy(piece, c->queue + c->sent, n);
+	rc = io_send_all(io, c->fd, &iov, 1);
+	if (rc)
+		return rc;
+	c->sent += n;
+	if (c->sent == c->len)
+		c->sent = c->len = 0;
+	co_queue_wake_all(&c->reader);
+	return 0;
+}
+
+static void client_write(void *arg)
+{
+	struct client *c = arg;
+	struct io *io = loop_io(loop_self());
+
+	while (!c->broken) {
+		if (c->sent < c->len) {
+			if (client_send_some(c, io))
+				client_break(c);
+		} else if (c->closing) {
+			break;
+		} else {
+			co_queue_wait(&c->writer);
+		}
+	}
+	c->writer_ended = true;
+	co_queue_wake_all(&c->reader);
+}
+
+void qmp_event(const char *name, struct json_object *data)
+{
+	struct json_object *o = json_object_new_object(), *t = json_object_new_object();
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	json_object_object_add(t, "seconds", json_object_new_int64(now.tv_sec));
+	json_object_object_add(t, "microseconds", json_object_new_int64(now.tv_nsec / 1000));
+	json_object_object_add(o, "timestamp", t);
+	json_object_object_add(o, "event", json_object_new_string(name));
+	if (data)
+		json_object_object_add(o, "data", data);
+	for (struct monitor *m = monitors; m; m = m->next) {
+		for (struct client *c = m->clients; c; c = c->next) {
+			if (c->session.negotiated)
+				client_put(c, o);
+		}
+	}
+	json_object_put(o);
+}
+
+/* -- reading ---------------------------------------------------------------- */
+
+static void client_answer(struct client *c, struct json_object *request, struct error *bad)
+{
+	struct json_object *reply;
+
+	running++;
+	reply = session_answer(&c->session, request, bad);
+	client_put(c, reply);
+	json_object_put(reply);
+	running--;
+	co_queue_wake_all(&all_wait);
+}
+
+/* Serves all whole values that have come. */
+static void client_serve(struct client *c, struct json_stream *in)
+{
+	while (!c->broken && !quiescing) {
+		struct json_object *request = NULL;
+		struct error bad = ERROR_INIT;
+		int rc = json_stream_next(in, &request, &bad);
+
+		if (!rc)
+			return;
+		client_answer(c, request, rc < 0 ? &bad : NULL);
+		json_object_put(request);
+		while (c->len - c->sent > QUEUE_PAUSE && !c->broken)
+			co_queue_wait(&c->reader);
+	}
+}
+
+static void client_read(struct client *c)
+{
+	struct json_stream *in = json_stream_new(NULL);
+	struct json_object *greeting = session_greeting();
+	struct io *io = loop_io(loop_self());
+	char bytes[READ_SIZE];
+	ssize_t n = 1;
+
+	client_put(c, greeting);
+	json_object_put(greeting);
+	while (in && n > 0 && !c->broken && !quiescing) {
+		n = io_recv(io, c->fd, bytes, sizeof(bytes));
+		if (n > 0 && !json_stream_feed(in, bytes, (size_t)n))
+			client_serve(c, in);
+	}
+	json_stream_free(in);
+}
+
+static void client_free(struct client *c)
+{
+	struct monitor *m = c->monitor;
+	struct client **p = &m->clients;
+
+	while (*p != c)
+		p = &(*p)->next;
+	*p = c->next;
+	m->n_clients--;
+	close(c->fd);
+	free(c->queue);
+	free(c);
+	co_queue_wake_all(&m->room);
+	co_queue_wake_all(&all_wait);
+}
+
+static void client_run(void *arg)
+{
+	struct client *c = arg;
+
+	co_start(client_write, c);
+	client_read(c);
+	/* The last events of the process still go to this client. */
+	while (quiescing && !closing_all && !c->broken)
+		co_queue_wait(&all_wait);
+	c->closing = true;
+	co_queue_wake_all(&c->writer);
+	while (!c->writer_ended)
+		co_queue_wait(&c->reader);
+	client_free(c);
+}
+
+static void client_start(struct monitor *m, int fd)
+{
+	struct client *c = calloc(1, sizeof(*c));
+
+	if (!c) {
+		close(fd);
+		return;
+	}
+	c->monitor = m;
+	c->fd = fd;
+	c->next = m->clients;
+	m->clients = c;
+	m->n_clients++;
+	co_start(client_run, c);
+}
+
+/* -- monitors --------------------------------------------------------------- */
+
+static void acceptor_run(void *arg)
+{
+	struct acceptor *a = arg;
+	struct monitor *m = a->monitor;
+	struct io *io = loop_io(loop_self());
+	int fd = a->fd;
+
+	free(a);
+	while (!quiescing) {
+		int rc;
+
+		if (m->n_clients >= CLIENTS_MAX) {
+			co_queue_wait(&m->room);
+			continue;
+		}
+		rc = io_accept(io, fd);
+		if (rc >= 0 && quiescing)
+			close(rc);
+		else if (rc >= 0)
+			client_start(m, rc);
+		else if (rc != -ECONNABORTED && rc != -EINTR && !quiescing)
+			io_sleep(io, ACCEPT_PAUSE);
+	}
+	m->acceptors--;
+	co_queue_wake_all(&all_wait);
+}
+
+static int monitor_start(struct monitor *m, struct error *err)
+{
+	for (unsigned i = 0; i < m->address.n_fds; i++) {
+		struct acceptor *a = malloc(sizeof(*a));
+
+		if (!a)
+			return error_set(err, -ENOMEM, "Out of memory");
+		*a = (struct acceptor){ m, m->address.fds[i] };
+		m->acceptors++;
+		co_start(acceptor_run, a);
+	}
+	return 0;
+}
+
+int monitor_add(struct json_object *opts, struct error *err)
+{
+	static const char *const modes[] = { "control", NULL };
+	struct monitor *m = calloc(1, sizeof(*m));
+	char *chardev = NULL, *id = NULL;
+	int mode, rc;
+
+	if (!m)
+		return error_set(err, -ENOMEM, "Out of memory");
+	rc = opts_require(opts, "chardev", err);
+	if (!rc)
+		rc = opts_str(opts, "chardev", &chardev, err);
+	if (!rc)
+		rc = opts_str(opts, "id", &id, err);
+	if (!rc)
+		rc = opts_enum(opts, "mode", modes, &mode, err);
+	if (!rc)
+		rc = opts_bool(opts, "pretty", &m->pretty, err);
+	if (!rc)
+		rc = opts_end(opts, err);
+	if (!rc)
+		rc = chardev_take(chardev, &m->address, err);
+	free(chardev);
+	free(id);
+	if (rc) {
+		free(m);
+		return rc;
+	}
+	m->next = monitors;
+	monitors = m;
+	return monitor_start(m, err);
+}
+
+void monitor_quiesce(void)
+{
+	quiescing = true;
+	for (struct monitor *m = monitors; m; m = m->next) {
+		address_shutdown(&m->address);
+		co_queue_wake_all(&m->room);
+		for (struct client *c = m->clients; c; c = c->next)
+			shutdown(c->fd, SHUT_RD);
+	}
+	while (running)
+		co_queue_wait(&all_wait);
+}
+
+/* Gives up on clients that do not take their last bytes. */
+static void close_timeout(struct loop_timer *t)
+{
+	for (struct monitor *m = monitors; m; m = m->next) {
+		for (struct client *c = m->clients; c; c = c->next)
+			client_break(c);
+	}
+}
+
+void monitor_close_all(void)
+{
+	struct loop_timer timer = { 0 };
+
+	closing_all = true;
+	co_queue_wake_all(&all_wait);
+	loop_timer_set(&timer, loop_now() + CLOSE_PATIENCE, close_timeout);
+	for (struct monitor *m = monitors; m; m = m->next) {
+		while (m->n_clients || m->acceptors)
+			co_queue_wait(&all_wait);
+	}
+	loop_timer_cancel(&timer);
+	while (monitors) {
+		struct monitor *m = monitors;
+
+		monitors = m->next;
+		address_clear(&m->address);
+		free(m);
+	}
+}

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* monitor: QMP clients on sockets.  Main loop only, in coroutines.
+ *
+ * Unlike QEMU's, a monitor serves several clients at a time; each has its own
+ * session and gets all events.
+ */
+#ifndef MERINO_MONITOR_H
+#define MERINO_MONITOR_H
+
+#include <stdbool.h>
+
+#include "common/error.h"
+
+struct json_object;
+struct address;
+
+/* --chardev: a socket that listens, until a monitor takes it.  OPTS are strings
+ * (keyval_parse_bare) and consumed in place. */
+int chardev_add(struct json_object *opts, struct error *err);
+
+/* Moves the socket of the character device ID to *A; -ENOENT "chardev "x" not
+ * found", -EBUSY when another monitor has it. */
+int chardev_take(const char *id, struct address *a, struct error *err);
+
+/* Closes the sockets that no monitor took. */
+void chardev_close_all(void);
+
+/* --monitor: serves QMP clients on a character device.  OPTS as above. */
+int monitor_add(struct json_object *opts, struct error *err);
+
+/* The process ends: accepts no client and no command any more, and waits until
+ * the commands that run have ended.  Events still go out. */
+void monitor_quiesce(void);
+
+/* Sends what is queued, for a second at most, and disconnects all clients. */
+void monitor_close_all(void);
+
+#endif

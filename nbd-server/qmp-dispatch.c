@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* qmp-dispatch: checks arguments against the table of commands, and runs them.
+ *
+ * Arguments are checked in the table's order, what is left over last, with the
+ * texts of QEMU's generated visitors.  A handler gets a private copy and may
+ * rely on what the table says: presence, types, values.
+ *
+ * One command at a time: handlers wait for disk loops, and what they looked up
+ * must be there afterwards.  Those marked "unlocked" never wait.
+ */
+#include "nbd-server/qmp.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <json-c/json.h>
+
+#include "common/co.h"
+#include "common/options.h"
+
+static struct co_mutex qmp_lock;
+
+static const char *const type_names[] = {
+	[QMP_STR] = "string",
+	[QMP_BOOL] = "boolean",
+	[QMP_INT] = "integer",
+	[QMP_OBJECT] = "object",
+	[QMP_ARRAY] = "array",
+	[QMP_ANY] = "any",
+};
+
+const struct qmp_command *qmp_command_find(const char *name)
+{
+	for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+		if (!strcmp(c->name, name))
+			return c;
+	}
+	return NULL;
+}
+
+const char *qmp_str(struct json_object *args, const char *name)
+{
+	struct json_object *v;
+
+	return json_object_object_get_ex(args, name, &v) ? json_object_get_string(v) : NULL;
+}
+
+bool qmp_bool(struct json_object *args, const char *name, bool absent)
+{
+	struct json_object *v;
+
+	return json_object_object_get_ex(args, name, &v) ? json_object_get_boolean(v) : absent;
+}
+
+/* -- checks ----------------------------------------------------------------- */
+
+static bool has_type(struct json_object *v, enum qmp_type type)
+{
+	switch (type) {
+	case QMP_STR:
+		return json_object_is_type(v, json_type_string);
+	case QMP_BOOL:
+		return json_object_is_type(v, json_type_boolean);
+	case QMP_INT:
+		return json_object_is_type(v, json_type_int);
+	case QMP_OBJECT:
+		return json_object_is_type(v, json_type_object);
+	case QMP_ARRAY:
+		return json_object_is_type(v, json_type_array);
+	case QMP_STR_OR_OBJECT:
+		return json_object_is_type(v, json_type_string) ||
+		       json_object_is_type(v, json_type_object);
+	case QMP_ANY:
+		return true;
+	}
+	return false;
+}
+
+static int check_value(const struct qmp_arg *a, struct json_object *v, const char *path,
+		       struct error *err);
+
+/* PATH ends with the array's name, without a dot. */
+static int check_array(const struct qmp_arg *a, struct json_object *v, const char *path,
+		       struct error *err)
+{
+	size_t n = json_object_array_length(v);
+
+	for (size_t i = 0; a->item && i < n; i++) {
+		char at[256];
+		int rc;
+
+		snprintf(at, sizeof(at), "%s[%zu]", path, i);
+		rc = check_value(a->item, json_object_array_get_idx(v, i), at, err);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static int check_string(const struct qmp_arg *a, struct json_object *v, struct error *err)
+{
+	const char *text = json_object_get_string(v);
+
+	for (const char *const *p = a->values; p && *p; p++) {
+		if (!strcmp(*p, text))
+			return 0;
+	}
+	if (!a->values)
+		return 0;
+	/* QEMU names the member without its path here. */
+	return error_set(err, -EINVAL, "Parameter '%s' does not accept value '%s'", a->name, text);
+}
+
+static int check_value(const struct qmp_arg *a, struct json_object *v, const char *path,
+		       struct error *err)
+{
+	char below[256];
+
+	if (a->type == QMP_INT && json_object_is_type(v, json_type_string))
+		return error_set(err, -EINVAL, "Parameter '%s' expects uint64", path);
+	if (!has_type(v, a->type))
+		return error_set(err, -EINVAL, "Invalid parameter type for '%s', expected: %s",
+				 path, a->type == QMP_STR_OR_OBJECT ? a->help
+								    : type_names[a->type]);
+	if (json_object_is_type(v, json_type_string))
+		return check_string(a, v, err);
+	if (a->type == QMP_ARRAY)
+		return check_array(a, v, path, err);
+	if (json_object_is_type(v, json_type_object) && a->members) {
+		snprintf(below, sizeof(below), "%s.", path);
+		return qmp_check(a->members, v, false, below, err);
+	}
+	return 0;
+}
+
+static bool is_known(const struct qmp_arg *args, const char *name)
+{
+	for (const struct qmp_arg *a = args; a && a->name; a++) {
+		if (!strcmp(a->name, name))
+			return true;
+	}
+	return false;
+}
+
+int qmp_check(const struct qmp_arg *args, struct json_object *o, bool open, const char *path,
+	      struct error *err)
+{
+	for (const struct qmp_arg *a = args; a && a->name; a++) {
+		struct json_object *v;
+		char name[256];
+		int rc;
+
+		snprintf(name, sizeof(name), "%s%s", path, a->name);
+		if (!json_object_object_get_ex(o, a->name, &v)) {
+			if (a->required)
+				return error_set(err, -EINVAL, "Parameter '%s' is missing", name);
+			continue;
+		}
+		rc = check_value(a, v, name, err);
+		if (rc)
+			return rc;
+	}
+	if (open)
+		return 0;
+	json_object_object_foreach(o, key, value) {
+		(void)value;
+		if (!is_known(args, key))
+			return error_set(err, -EINVAL, "Parameter '%s%s' is unexpected", path, key);
+	}
+	return 0;
+}
+
+/* -- a command line's strings ------------------------------------------------ */
+
+/* *OUT is a new value of A's type made out of V's text, or NULL when V is fine. */
+static int type_value(const struct qmp_arg *a, struct json_object *v, struct json_object **out,
+		      struct error *err)
+{
+	struct json_object *o = json_object_new_object();
+	uint64_t number = 0;
+	bool flag = false;
+	int rc = 0;
+
+	*out = NULL;
+	json_object_object_add(o, a->name, json_object_get(v));
+	if (json_object_is_type(v, json_type_string) && a->type == QMP_BOOL) {
+		rc = opts_bool(o, a->name, &flag, err);
+		*out = rc ? NULL : json_object_new_boolean(flag);
+	} else if (json_object_is_type(v, json_type_string) && a->type == QMP_INT) {
+		rc = opts_u64(o, a->name, &number, err);
+		*out = rc ? NULL : json_object_new_uint64(number);
+	}
+	json_object_put(o);
+	return rc;
+}
+
+int qmp_keyval_types(const struct qmp_arg *args, struct json_object *o, struct error *err)
+{
+	for (const struct qmp_arg *a = args; a && a->name; a++) {
+		struct json_object *v, *typed;
+		int rc;
+
+		if (!json_object_object_get_ex(o, a->name, &v))
+			continue;
+		if (a->type == QMP_OBJECT && a->members &&
+		    json_object_is_type(v, json_type_object)) {
+			rc = qmp_keyval_types(a->members, v, err);
+		} else {
+			rc = type_value(a, v, &typed, err);
+			if (typed)
+				json_object_object_add(o, a->name, typed);
+		}
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* -- running ---------------------------------------------------------------- */
+
+static int run_checked(const struct qmp_command *c, struct json_object *args,
+		       struct json_object **ret, struct error *err)
+{
+	int rc = qmp_check(c->args, args, c->open_args, "", err);
+
+	if (rc)
+		return rc;
+	if (!c->unlocked)
+		co_mutex_lock(&qmp_lock);
+	rc = c->run(args, ret, err);
+	if (!c->unlocked)
+		co_mutex_unlock(&qmp_lock);
+	/* A handler that failed without a word still fails. */
+	if (rc && !err->code)
+		error_errno(err, rc, "%s", c->name);
+	return rc;
+}
+
+int qmp_run(const char *name, struct json_object *args, struct json_object **ret,
+	    struct error *err)
+{
+	const struct qmp_command *c = qmp_command_find(name);
+	struct json_object *copy;
+	int rc;
+
+	*ret = NULL;
+	if (!c)
+		return error_set_class(err, ERROR_COMMAND_NOT_FOUND, -ENOENT,
+				       "The command %s has not been found", name);
+	copy = args ? opts_copy(args) : json_object_new_object();
+	if (!copy)
+		return error_set(err, -ENOMEM, "Out of memory");
+	rc = run_checked(c, copy, ret, err);
+	json_object_put(copy);
+	if (rc) {
+		json_object_put(*ret);
+		*ret = NULL;
+	}
+	return rc;
+}
+
+int qmp_run_keyval(const char *name, struct json_object *args, struct error *err)
+{
+	const struct qmp_command *c = qmp_command_find(name);
+	struct json_object *copy = opts_copy(args), *ret = NULL;
+	int rc;
+
+	if (!c || !copy) {
+		json_object_put(copy);
+		return error_set(err, -ENOMEM, "Out of memory");
+	}
+	rc = qmp_keyval_types(c->args, copy, err);
+	if (!rc)
+		rc = run_checked(c, copy, &ret, err);
+	json_object_put(copy);
+	json_object_put(ret);
+	return rc;
+}

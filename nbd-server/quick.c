@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* quick: serves images with one word per image.
+ *
+ * One disk is the default export (""); several are named after their files.
+ *
+ * Without -f, a file that starts as qcow2 is taken for qcow2, anything else is
+ * raw and read only.  Were it writable, a guest could write a qcow2 header into
+ * its first sector, and the next start would follow that header's backing file
+ * name wherever it points (HAZARDS.md 26).  With -f raw nothing is guessed.
+ */
+#include "nbd-server/quick.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+
+#include "common/log.h"
+#include "nbd-server/listener.h"
+#include "nbd-server/qmp.h"
+
+static char *private_dir;		/* of the socket */
+
+void quick_end(void)
+{
+	if (private_dir)
+		rmdir(private_dir);
+	free(private_dir);
+	private_dir = NULL;
+}
+
+static struct json_object *string(const char *s)
+{
+	return json_object_new_string(s);
+}
+
+/* Runs a command and drops its result; ARGS is consumed. */
+static int run(const char *command, struct json_object *args, struct error *err)
+{
+	struct json_object *ret = NULL;
+	int rc = qmp_run(command, args, &ret, err);
+
+	json_object_put(ret);
+	json_object_put(args);
+	return rc;
+}
+
+/* -- where to listen ---------------------------------------------------------- */
+
+/* A path only this user can reach; malloc'd. */
+static char *private_socket(struct error *err)
+{
+	const char *base = getenv("XDG_RUNTIME_DIR");
+	char *path = NULL;
+
+	if (!base || *base != '/' || strlen(base) > 60 || access(base, W_OK) < 0)
+		base = "/tmp";
+	if (asprintf(&private_dir, "%s/merinod-XXXXXX", base) < 0) {
+		private_dir = NULL;
+		error_set(err, -ENOMEM, "Out of memory");
+		return NULL;
+	}
+	if (!mkdtemp(private_dir)) {
+		error_errno(err, -errno, "cannot make a directory for the socket in %s", base);
+		free(private_dir);
+		private_dir = NULL;
+		return NULL;
+	}
+	if (asprintf(&path, "%s/nbd", private_dir) < 0) {
+		error_set(err, -ENOMEM, "Out of memory");
+		return NULL;
+	}
+	return path;
+}
+
+static int listen_on(const char *path, struct error *err)
+{
+	struct json_object *args = json_object_new_object(), *addr = json_object_new_object();
+	struct json_object *data = json_object_new_object();
+	int rc;
+
+	json_object_object_add(data, "path", string(path));
+	json_object_object_add(addr, "type", string("unix"));
+	json_object_object_add(addr, "data", data);
+	json_object_object_add(args, "addr", addr);
+	rc = run("nbd-server-start", args, err);
+	return rc;
+}
+
+/* -- what to serve ------------------------------------------------------------ */
+
+struct image {
+	const char *file;
+	const char *name;		/* of the export */
+	char node[16];
+	bool is_device;
+	bool read_only;
+	const char *format;
+};
+
+/* Whether FILE starts as qcow2 does; -errno. */
+static int starts_as_qcow2(const char *file)
+{
+	static const char magic[4] = { 'Q', 'F', 'I', '\xfb' };
+	char head[4];
+	int fd = open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	ssize_t n;
+
+	if (fd < 0)
+		return -errno;
+	n = pread(fd, head, sizeof(head), 0);
+	close(fd);
+	return n == (ssize_t)sizeof(head) && !memcmp(head, magic, sizeof(magic));
+}
+
+static int image_find_out(const struct quick *q, struct image *i, struct error *err)
+{
+	struct stat st;
+	int qcow2;
+
+	if (stat(i->file, &st) < 0)
+		return error_errno(err, -errno, "Could not open '%s'", i->file);
+	i->is_device = S_ISBLK(st.st_mode);
+	i->read_only = q->read_only;
+	i->format = q->format;
+	if (i->format)
+		return 0;
+	qcow2 = starts_as_qcow2(i->file);
+	if (qcow2 < 0)
+		return error_errno(err, qcow2, "Could not open '%s'", i->file);
+	i->format = qcow2 ? "qcow2" : "raw";
+	if (!qcow2 && !i->read_only) {
+		log_warning("%s: format not given and taken for raw, so it is read only; "
+			    "use -f raw to write to it", i->file);
+		i->read_only = true;
+	}
+	return 0;
+}
+
+static int image_open(const struct image *i, struct error *err)
+{
+	struct json_object *args = json_object_new_object(), *file = json_object_new_object();
+
+	json_object_object_add(file, "driver", string(i->is_device ? "host_device" : "file"));
+	json_object_object_add(file, "filename", string(i->file));
+	json_object_object_add(args, "driver", string(i->format));
+	json_object_object_add(args, "node-name", string(i->node));
+	json_object_object_add(args, "read-only", json_object_new_boolean(i->read_only));
+	json_object_object_add(args, "discard", string("unmap"));
+	json_object_object_add(args, "file", file);
+	return run("blockdev-add", args, err);
+}
+
+static int image_export(const struct quick *q, const struct image *i, struct error *err)
+{
+	struct json_object *args = json_object_new_object();
+	struct json_object *bitmaps = json_object_new_array();
+
+	for (unsigned b = 0; b < q->n_bitmaps; b++)
+		json_object_array_add(bitmaps, string(q->bitmaps[b]));
+	json_object_object_add(args, "type", string("nbd"));
+	json_object_object_add(args, "id", string(i->node));
+	json_object_object_add(args, "node-name", string(i->node));
+	json_object_object_add(args, "name", string(i->name));
+	json_object_object_add(args, "writable", json_object_new_boolean(!i->read_only));
+	json_object_object_add(args, "allocation-depth", json_object_new_boolean(true));
+	json_object_object_add(args, "bitmaps", bitmaps);
+	return run("block-export-add", args, err);
+}
+
+static int image_serve(const struct quick *q, unsigned n, struct error *err)
+{
+	const char *slash = strrchr(q->files[n], '/');
+	struct image i = { .file = q->files[n] };
+	char *uri;
+	int rc;
+
+	if (q->n_files > 1)
+		i.name = slash ? slash + 1 : i.file;
+	else
+		i.name = "";
+	snprintf(i.node, sizeof(i.node), "disk%u", n);
+	rc = image_find_out(q, &i, err);
+	if (!rc)
+		rc = image_open(&i, err);
+	if (!rc)
+		rc = image_export(q, &i, err);
+	if (rc)
+		return rc;
+	uri = listener_uri(NULL, i.name);
+	puts(uri ? uri : i.name);
+	free(uri);
+	return 0;
+}
+
+int quick_run(const struct quick *q, struct error *err)
+{
+	char *path = NULL;
+	int rc = 0;
+
+	/* An --nbd-server on the same command line is as good. */
+	if (q->socket || !listener_any()) {
+		path = q->socket ? strdup(q->socket) : private_socket(err);
+		rc = path ? listen_on(path, err) : -ENOMEM;
+	}
+	free(path);
+	for (unsigned n = 0; n < q->n_files && !rc; n++) {
+		rc = image_serve(q, n, err);
+		if (rc)
+			error_prefix(err, "%s: ", q->files[n]);
+	}
+	fflush(stdout);
+	return rc;
+}

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* session: what QMP says to one client, apart from moving bytes. */
+#ifndef MERINO_SESSION_H
+#define MERINO_SESSION_H
+
+#include <stdbool.h>
+
+struct error;
+struct json_object;
+
+struct session {
+	bool negotiated;		/* qmp_capabilities has succeeded */
+};
+
+/* The first message to a client. */
+struct json_object *session_greeting(void);
+
+/* Coroutine.  Checks and runs one request (NULL is JSON's null); the caller owns
+ * the answer.  BAD, if not NULL, says why the request could not be read. */
+struct json_object *session_answer(struct session *s, struct json_object *request,
+				   const struct error *bad);
+
+#endif

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* verbs: what each bitmap command does, how it is undone, and what of it waits.
+ *
+ * Everything here runs on the node's loop with the gates closed.  The bitmaps
+ * that a merge reads may belong to another loop; their gates are closed as well.
+ */
+#include "nbd-server/transaction.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <json-c/json.h>
+
+#include "bitmaps/bitmap.h"
+#include "format/node.h"
+#include "nbd-server/commands.h"
+
+static int find_bitmap(struct action *a, const char *key, struct error *err)
+{
+	a->bitmap = bitmap_find(a->node, qmp_str(a->data, key), err);
+	return a->bitmap ? 0 : -ENOENT;
+}
+
+/* -- add and remove ----------------------------------------------------------- */
+
+static int add_apply(struct action *a, struct error *err)
+{
+	struct json_object *v;
+	int64_t granularity = 0;
+
+	if (json_object_object_get_ex(a->data, "granularity", &v)) {
+		granularity = json_object_get_int64(v);
+		if (granularity < 0 || granularity > UINT32_MAX)
+			return error_set(err, -EINVAL, "Parameter 'granularity' expects uint32_t");
+		if (granularity == 0)
+			return error_set(err, -EINVAL,
+					 "Granularity must be power of 2 and at least %u",
+					 BITMAP_GRANULARITY_MIN);
+	}
+	return bitmap_add(a->node, qmp_str(a->data, "name"), (uint64_t)granularity,
+			  qmp_bool(a->data, "persistent", false),
+			  qmp_bool(a->data, "disabled", false), &a->bitmap, err);
+}
+
+static void add_undo(struct action *a)
+{
+	/* It was never stored, so nothing on disk can fail. */
+	a->bitmap->persistent = false;
+	bitmap_remove(a->bitmap, NULL);
+}
+
+/* Until commit the bitmap is only made busy: nothing later in the transaction may
+ * use it, and its name stays taken. */
+static int remove_apply(struct action *a, struct error *err)
+{
+	int rc = find_bitmap(a, "name", err);
+
+	if (!rc)
+		rc = bitmap_check(a->bitmap, BITMAP_NOT_BUSY | BITMAP_NOT_RO, err);
+	if (!rc)
+		a->bitmap->busy++;
+	return rc;
+}
+
+static void remove_undo(struct action *a)
+{
+	a->bitmap->busy--;
+}
+
+static int remove_commit(struct action *a, struct error *err)
+{
+	int rc;
+
+	a->bitmap->busy--;
+	rc = bitmap_remove(a->bitmap, err);
+	if (rc)
+		a->bitmap->busy++;
+	return rc;
+}
+
+/* -- clear and merge ----------------------------------------------------------- */
+
+static int keep_bits(struct action *a, struct error *err)
+{
+	a->backup = bitmap_save(a->bitmap);
+	return a->backup ? 0 : error_set(err, -ENOMEM, "Out of memory");
+}
+
+static void give_bits_back(struct action *a)
+{
+	bitmap_restore(a->bitmap, a->backup);
+	a->backup = NULL;
+}
+
+static int clear_apply(struct action *a, struct error *err)
+{
+	int rc = find_bitmap(a, "name", err);
+
+	if (!rc)
+		rc = bitmap_check(a->bitmap, BITMAP_CHECK_DEFAULT, err);
+	if (!rc)
+		rc = keep_bits(a, err);
+	return rc ? rc : bitmap_clear(a->bitmap, err);
+}
+
+/* The I-th source: a name on the target's node, or {"node":…,"name":…}. */
+static struct bitmap *merge_source(struct action *a, unsigned i, struct error *err)
+{
+	struct json_object *ref;
+
+	ref = json_object_array_get_idx(json_object_object_get(a->data, "bitmaps"), i);
+	return bitmap_find(a->sources[i], json_object_is_type(ref, json_type_string)
+			   ? json_object_get_string(ref) : qmp_str(ref, "name"), err);
+}
+
+static int merge_apply(struct action *a, struct error *err)
+{
+	struct bitmap **sources = calloc(a->n_sources + 1, sizeof(struct bitmap *));
+	int rc = sources ? find_bitmap(a, "target", err)
+			 : error_set(err, -ENOMEM, "Out of memory");
+
+	if (!rc)
+		rc = bitmap_check(a->bitmap, BITMAP_CHECK_DEFAULT, err);
+	for (unsigned i = 0; i < a->n_sources && !rc; i++) {
+		sources[i] = merge_source(a, i, err);
+		rc = sources[i] ? 0 : -ENOENT;
+	}
+	if (!rc)
+		rc = keep_bits(a, err);
+	if (!rc)
+		rc = bitmap_merge(a->bitmap, sources, a->n_sources, err);
+	free(sources);
+	return rc;
+}
+
+/* -- enable and disable -------------------------------------------------------- */
+
+static int set_enabled(struct action *a, bool enabled, struct error *err)
+{
+	int rc = find_bitmap(a, "name", err);
+
+	if (rc)
+		return rc;
+	a->was_enabled = a->bitmap->enabled;
+	return bitmap_set_enabled(a->bitmap, enabled, err);
+}
+
+static int enable_apply(struct action *a, struct error *err)
+{
+	return set_enabled(a, true, err);
+}
+
+static int disable_apply(struct action *a, struct error *err)
+{
+	return set_enabled(a, false, err);
+}
+
+static void enabled_undo(struct action *a)
+{
+	bitmap_set_enabled(a->bitmap, a->was_enabled, NULL);
+}
+
+/* -- abort --------------------------------------------------------------------- */
+
+static int abort_apply(struct action *a, struct error *err)
+{
+	return error_set(err, -ECANCELED, "Transaction aborted using Abort action");
+}
+
+const struct verb verbs[] = {
+	{ "block-dirty-bitmap-add", args_bitmap_add, add_apply, add_undo },
+	{ "block-dirty-bitmap-remove", args_bitmap, remove_apply, remove_undo, remove_commit },
+	{ "block-dirty-bitmap-clear", args_bitmap, clear_apply, give_bits_back },
+	{ "block-dirty-bitmap-merge", args_bitmap_merge, merge_apply, give_bits_back },
+	{ "block-dirty-bitmap-enable", args_bitmap, enable_apply, enabled_undo },
+	{ "block-dirty-bitmap-disable", args_bitmap, disable_apply, enabled_undo },
+	{ "abort", args_nothing, abort_apply },
+	{ NULL },
+};
+
+const struct verb *verb_find(const char *name)
+{
+	for (const struct verb *v = verbs; v->name; v++) {
+		if (!strcmp(v->name, name))
+			return v;
+	}
+	return NULL;
+}
