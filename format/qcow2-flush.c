@@ -303,6 +303,8 @@ static void runs_merge(struct qcow2 *s, struct host_runs *h)
 {
 	size_t n = 0;
 
+	if (!h->n)
+		return;
 	qsort(h->v, h->n, sizeof(*h->v), runs_by_off);
 	for (size_t i = 1; i < h->n; i++) {
 		if (h->v[i].off == h->v[n].off + (h->v[n].count << s->cluster_bits))
@@ -310,7 +312,7 @@ static void runs_merge(struct qcow2 *s, struct host_runs *h)
 		else
 			h->v[++n] = h->v[i];
 	}
-	h->n = h->n ? n + 1 : 0;
+	h->n = n + 1;
 }
 
 /* How many of COUNT clusters from CLUSTER on have refcount 1, before others. */
