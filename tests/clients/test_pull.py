@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import resource
 import signal
 import subprocess
@@ -370,10 +371,8 @@ def test_help_and_version(merino):
 
 def test_man_page_has_every_option(merino):
     page = (pathlib.Path(__file__).resolve().parents[2] / "doc" / "merino.pod").read_text()
-    for line in merino.pull("--help").stdout.splitlines():
-        words = line.split()
-        if words and words[0].startswith("-"):
-            option = next(w for w in words if w.startswith("--"))
-            assert f"=item B<{option.split('=')[0].split('[')[0]}" in page, option
-    listed = set(l.split(">")[0].split("<")[1].split("=")[0] for l in page.splitlines() if l.startswith("=item B<--"))
-    assert all(o in merino.pull("--help").stdout for o in listed)
+    items = [line for line in page.splitlines() if line.startswith("=item B<-")]
+    help_lines = [line for line in merino.pull("--help").stdout.splitlines() if line.startswith("  -") or "   --" in line]
+    options = re.compile(r"--?[A-Za-z][a-z-]*(?:=[A-Z]+|\[=FD\])?")
+    assert sorted(options.findall(" ".join(items))) == \
+        sorted(w for line in help_lines for w in options.findall(line[:32]))
