@@ -56,6 +56,7 @@ struct loop {
 	struct loop_op *polls;		/* without a ring */
 	struct loop_timer *timers;
 	struct loop_hook *hooks;
+	struct loop_hook *end_hooks;
 	pthread_mutex_t mail_lock;
 	struct loop_msg *mail, **mail_end;
 	int mail_fd;			/* eventfd: mail has come */

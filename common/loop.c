@@ -139,22 +139,32 @@ static void loop_run_timers(struct loop *l)
 	}
 }
 
-void loop_hook_queue(struct loop_hook *h, void (*fn)(struct loop_hook *))
+static void hook_queue(struct loop_hook **list, struct loop_hook *h, void (*fn)(struct loop_hook *))
 {
 	if (h->queued)
 		return;
 	h->queued = true;
 	h->fn = fn;
-	h->next = loop_current->hooks;
-	loop_current->hooks = h;
+	h->next = *list;
+	*list = h;
 }
 
-static void loop_run_hooks(struct loop *l)
+void loop_hook_queue(struct loop_hook *h, void (*fn)(struct loop_hook *))
 {
-	while (l->hooks) {
-		struct loop_hook *h = l->hooks;
+	hook_queue(&loop_current->hooks, h, fn);
+}
 
-		l->hooks = h->next;
+void loop_end_hook_queue(struct loop_hook *h, void (*fn)(struct loop_hook *))
+{
+	hook_queue(&loop_current->end_hooks, h, fn);
+}
+
+static void loop_run_hooks(struct loop_hook **list)
+{
+	while (*list) {
+		struct loop_hook *h = *list;
+
+		*list = h->next;
 		h->queued = false;
 		h->fn(h);
 	}
@@ -426,7 +436,7 @@ int loop_run(struct loop *l)
 		uint64_t patience;
 
 		sched_run(&l->sched);
-		loop_run_hooks(l);
+		loop_run_hooks(&l->hooks);
 		patience = loop_patience(l);
 		l->turn++;
 		if (l->uring)
@@ -438,6 +448,7 @@ int loop_run(struct loop *l)
 	if (l->uring)
 		io_uring_queue_exit(&l->ring);
 	loop_workers_stop(&l->workers);
+	loop_run_hooks(&l->end_hooks);
 	co_pool_drain();
 	sched_set(former);
 	loop_current = NULL;

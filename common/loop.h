@@ -65,6 +65,9 @@ void loop_work(void (*fn)(void *arg), void *arg);
 void loop_timer_set(struct loop_timer *t, uint64_t deadline_ns, void (*fn)(struct loop_timer *));
 void loop_timer_cancel(struct loop_timer *t);
 void loop_hook_queue(struct loop_hook *h, void (*fn)(struct loop_hook *));
+/* FN is called on this loop's thread when the loop ends, for what the thread has
+ * pooled; queueing H twice is one call. */
+void loop_end_hook_queue(struct loop_hook *h, void (*fn)(struct loop_hook *));
 
 /* Calls FN(signo) on the loop L (from its thread) for SIGTERM, SIGINT, SIGHUP;
  * blocks them for the process.  Call before any thread is started. */

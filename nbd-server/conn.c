@@ -92,6 +92,18 @@ void rxbuf_unref(struct rxbuf *b)
 	rx_pool_size++;
 }
 
+static void pools_drain(struct loop_hook *h)
+{
+	while (rx_pool) {
+		struct rxbuf *b = rx_pool;
+
+		rx_pool = b->next;
+		free(b);
+	}
+	rx_pool_size = 0;
+	reply_pool_drain();
+}
+
 /* -- receiving -------------------------------------------------------------- */
 
 static inline uint32_t rx_have(const struct conn *c)
@@ -378,9 +390,11 @@ struct conn_start {
 /* On the export's loop. */
 static void conn_started(struct loop_msg *m)
 {
+	static __thread struct loop_hook end;
 	struct conn_start *s = (struct conn_start *)m;
 	struct conn *c = s->conn;
 
+	loop_end_hook_queue(&end, pools_drain);
 	c->rx = s->rx;
 	c->io = loop_io(loop_self());
 	c->tx_end = &c->tx;

@@ -128,6 +128,7 @@ void reply_stream_end(struct conn *c, struct reply *s);
 void reply_status(struct request *rq, uint32_t error);
 /* The sender has nothing left to do.  On a dead connection it only frees. */
 bool conn_tx_idle(const struct conn *c);
+/* Gives what this thread pooled back to the system. */
 void reply_pool_drain(void);
 
 /* conn.c */
