@@ -175,10 +175,11 @@ static inline struct io_sim *rig_template(const struct config *cfg)
 static inline void rig_cut_segments(struct rig *r)
 {
 	uint32_t per_cluster = r->cfg->cluster / BLOCK, at = 0;
+	uint32_t longest = 3 * (per_cluster < 8 ? 8 : per_cluster);
 
 	r->segment = calloc(r->cfg->blocks, sizeof(*r->segment));
 	while (at < r->cfg->blocks) {
-		uint32_t n = 1 + rig_draw(r, rig_draw(r, 2) ? per_cluster * 3 : per_cluster / 2 + 2);
+		uint32_t n = 1 + rig_draw(r, rig_draw(r, 2) ? longest : per_cluster / 2 + 2);
 
 		if (rig_draw(r, 2))	/* ends with a cluster, so that discards find whole ones */
 			n += per_cluster - (at + n + per_cluster - 1) % per_cluster - 1;

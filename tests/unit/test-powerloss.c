@@ -40,7 +40,7 @@ static const struct config configs[] = {
 	{ .name = "1k overlay, many tables", .seed = 4, .cluster = 1024, .blocks = 2048, .backing = 2048,
 	  .workers = 4, .ops = 40, .slice = 512, .refcount_bits = 64 },
 	/* One refcount block counts 32 KiB, the first refcount table 2 MiB. */
-	{ .name = "512, the refcount table grows", .seed = 5, .cluster = 512, .blocks = 4608, .prefill = 3880,
+	{ .name = "512, the refcount table grows", .seed = 5, .cluster = 512, .blocks = 4608, .prefill = 3960,
 	  .workers = 2, .ops = 50, .slice = 512, .refcount_bits = 64 },
 	/* One entry of the L1 table maps 32 KiB; the backing image is longer. */
 	{ .name = "512 overlay, the disk grows", .seed = 6, .cluster = 512, .blocks = 2560, .grow = 1500,
@@ -92,7 +92,8 @@ static bool state_is_good(const struct rig *r, uint64_t seed, bool qemu, bool qu
 	rig_verify(&s, true);
 	good = !s.why[0];
 	if (!good && !quiet)
-		print_error("%s, %s, state %llu: %s\n", r->cfg->name, how, (unsigned long long)seed, s.why);
+		print_error("%s, seed %llu, %s, state %llu: %s\n", r->cfg->name,
+			    (unsigned long long)r->cfg->seed, how, (unsigned long long)seed, s.why);
 	rig_free(&s);
 	return good;
 }
@@ -153,12 +154,16 @@ static void hunt(struct hunt *h, const struct config *cfg)
 	io_sim_free(template);
 }
 
+/* POWERLOSS_SEEDS=100 makes it a long search. */
 static void nothing_flushed_is_lost(void **state)
 {
+	const char *seeds = getenv("POWERLOSS_SEEDS");
+	struct config cfg = *(const struct config *)*state;
 	struct hunt h = { .states = 3, .stride = 1 };
 
-	hunt(&h, *state);
-	print_message("%u states of \"%s\"\n", h.verified, ((const struct config *)*state)->name);
+	for (int n = seeds ? atoi(seeds) : 1; n > 0; n--, cfg.seed += 1000)
+		hunt(&h, &cfg);
+	print_message("%u states of \"%s\"\n", h.verified, cfg.name);
 	assert_int_equal(h.bad, 0);
 	assert_true(h.verified > 100);
 }
