@@ -44,8 +44,7 @@ static int unix_fill(const struct unix_options *o, struct sockaddr_un *un, sockl
 		return error_set(err, -EINVAL, "UNIX socket path is empty");
 	if (at + n > sizeof(un->sun_path) - 1)
 		return error_set(err, -ENAMETOOLONG,
-				 "UNIX socket path '%s' is too long: at most %zu bytes",
-				 o->path, sizeof(un->sun_path) - 2);
+				 "UNIX socket path '%s' is too long", o->path);
 	memcpy(un->sun_path + at, o->path, n);
 	*len = o->abstract && o->tight ? (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + n)
 				       : sizeof(*un);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* chardev: --chardev socket,id=…: sockets on which monitors listen.
+/* chardev: --chardev socket,id=… and stdio,id=…: where monitors meet clients.
  *
  * It exists because QEMU names the socket apart from the monitor that uses it.
  * We never wait for a client at start (wait=on is refused), and never connect.
@@ -9,17 +9,21 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <json-c/json.h>
 
 #include "common/options.h"
 #include "nbd-server/address.h"
+#include "nbd-server/process.h"
+#include "nbd-server/stdio.h"
 
 struct chardev {
 	struct chardev *next;
 	char *id;
 	bool taken;
 	struct address address;
+	int stream;			/* stdio: connected already; else -1 */
 };
 
 static struct chardev *chardevs;
@@ -91,17 +95,17 @@ static struct json_object *chardev_address(struct json_object *opts)
 	return o;
 }
 
-static int chardev_read(struct json_object *opts, char **id, struct error *err)
+static int chardev_read(struct json_object *opts, char **id, bool *stdio, struct error *err)
 {
 	char *backend = NULL;
 	int rc = opts_require(opts, "backend", err);
 
 	if (!rc)
 		rc = opts_str(opts, "backend", &backend, err);
-	if (!rc && strcmp(backend, "socket"))
-		rc = error_set(err, -EINVAL, !strcmp(backend, "stdio")
-			       ? "chardev '%s' is not supported yet; use a socket"
-			       : "'%s' is not a valid char driver name", backend);
+	if (!rc)
+		*stdio = !strcmp(backend, "stdio");
+	if (!rc && !*stdio && strcmp(backend, "socket"))
+		rc = error_set(err, -EINVAL, "'%s' is not a valid char driver name", backend);
 	free(backend);
 	if (!rc)
 		rc = opts_require(opts, "id", err);
@@ -109,25 +113,48 @@ static int chardev_read(struct json_object *opts, char **id, struct error *err)
 		rc = opts_str(opts, "id", id, err);
 	if (!rc && chardev_find(*id))
 		rc = error_set(err, -EEXIST, "Chardev with id '%s' already exists", *id);
-	return rc ? rc : chardev_take_manner(opts, err);
+	return rc;
+}
+
+static int chardev_open_socket(struct chardev *c, struct json_object *opts, struct error *err)
+{
+	struct json_object *addr;
+	int rc = chardev_take_manner(opts, err);
+
+	if (rc)
+		return rc;
+	addr = chardev_address(opts);
+	rc = opts_end(opts, err);
+	if (!rc)
+		rc = address_listen(addr, &c->address, err);
+	json_object_put(addr);
+	return rc;
+}
+
+static int chardev_open_stdio(struct chardev *c, struct json_object *opts, struct error *err)
+{
+	int rc = opts_end(opts, err);
+
+	if (!rc && process_is_daemon())
+		rc = error_set(err, -EINVAL, "cannot use stdio with --daemonize");
+	if (rc)
+		return rc;
+	c->stream = stdio_open(err);
+	return c->stream < 0 ? c->stream : 0;
 }
 
 int chardev_add(struct json_object *opts, struct error *err)
 {
 	struct chardev *c = calloc(1, sizeof(*c));
-	struct json_object *addr = NULL;
+	bool stdio = false;
 	int rc;
 
 	if (!c)
 		return error_set(err, -ENOMEM, "Out of memory");
-	rc = chardev_read(opts, &c->id, err);
-	if (!rc) {
-		addr = chardev_address(opts);
-		rc = opts_end(opts, err);
-	}
+	c->stream = -1;
+	rc = chardev_read(opts, &c->id, &stdio, err);
 	if (!rc)
-		rc = address_listen(addr, &c->address, err);
-	json_object_put(addr);
+		rc = stdio ? chardev_open_stdio(c, opts, err) : chardev_open_socket(c, opts, err);
 	if (rc) {
 		free(c->id);
 		free(c);
@@ -138,7 +165,7 @@ int chardev_add(struct json_object *opts, struct error *err)
 	return 0;
 }
 
-int chardev_take(const char *id, struct address *a, struct error *err)
+int chardev_take(const char *id, struct address *a, int *stream, struct error *err)
 {
 	struct chardev *c = chardev_find(id);
 
@@ -149,6 +176,8 @@ int chardev_take(const char *id, struct address *a, struct error *err)
 	c->taken = true;
 	*a = c->address;
 	c->address = (struct address){ 0 };
+	*stream = c->stream;
+	c->stream = -1;
 	return 0;
 }
 
@@ -159,7 +188,10 @@ void chardev_close_all(void)
 
 		chardevs = c->next;
 		address_clear(&c->address);
+		if (c->stream >= 0)
+			close(c->stream);
 		free(c->id);
 		free(c);
 	}
+	stdio_close();
 }

@@ -184,7 +184,7 @@ static const struct option_def options[] = {
 	{ "blockdev", 0, "DRIVER,node-name=N,...", "open an image, as QMP's blockdev-add",
 	  .run = run_blockdev },
 	{ "chardev", 0, "socket,id=ID,path=PATH,server=on,wait=off",
-	  "make a socket for a monitor (or host=,port=; or fd=)", .run = run_chardev },
+	  "make a socket for a monitor (or host=,port=; or fd=); or stdio,id=ID", .run = run_chardev },
 	{ "export", 0, "nbd,id=ID,node-name=N,...", "offer a node, as QMP's block-export-add",
 	  .run = run_export },
 	{ "monitor", 0, "ID[,pretty=on]", "serve QMP clients on a chardev", .run = run_monitor },

@@ -20,10 +20,10 @@
 
 const struct qmp_arg args_nbd_server_flat[] = {
 	{ "addr", QMP_OBJECT, true, "where to listen: addr.type=unix,addr.path=..." },
-	{ "handshake-max-seconds", QMP_INT, false, "limit of a handshake, 0: none; default 10" },
+	{ "handshake-max-seconds", QMP_UINT, false, "limit of a handshake, 0: none; default 10" },
 	{ "tls-creds", QMP_STR, false, "not supported yet" },
 	{ "tls-authz", QMP_STR, false, "not supported yet" },
-	{ "max-connections", QMP_INT, false, "clients at a time, 0: any number; default 100" },
+	{ "max-connections", QMP_UINT, false, "clients at a time, 0: any number; default 100" },
 	{ NULL },
 };
 
@@ -38,7 +38,7 @@ static const struct qmp_arg args_inet[] = {
 	{ "host", QMP_STR, true, "name or address; empty: all addresses" },
 	{ "port", QMP_STR, true, "number or service; 0: any that is free" },
 	{ "numeric", QMP_BOOL, false, "host is not looked up" },
-	{ "to", QMP_INT, false, "last port to try" },
+	{ "to", QMP_UINT, false, "last port to try" },
 	{ "ipv4", QMP_BOOL, false, "whether to use IPv4" },
 	{ "ipv6", QMP_BOOL, false, "whether to use IPv6" },
 	{ "keep-alive", QMP_BOOL, false, "always on" },

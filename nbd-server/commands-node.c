@@ -13,6 +13,7 @@
 #include "common/loop.h"
 #include "format/node.h"
 #include "nbd-server/daemon.h"
+#include "nbd-server/export.h"
 
 /* -- nodes from the main loop ------------------------------------------------ */
 
@@ -129,10 +130,19 @@ static int del_on_loop(struct node *n, void *arg, struct error *err)
 	if (!n->monitor_owned)
 		return error_set(err, -EPERM, "Node %s is not owned by the monitor", n->name);
 	if (n->uses || n->refs > 2)
-		return error_set(err, -EBUSY, "Node %s is in use", n->name);
+		return error_set(err, -EBUSY, "Block device %s is in use", n->name);
 	n->monitor_owned = false;
 	node_unref(n);
 	return 0;
+}
+
+static bool is_exported(const char *node)
+{
+	for (struct export *e = export_list(); e; e = e->next) {
+		if (!strcmp(e->node_name, node))
+			return true;
+	}
+	return false;
 }
 
 COMMAND(command_blockdev_del)
@@ -143,7 +153,10 @@ COMMAND(command_blockdev_del)
 
 	if (!n)
 		return error_set(err, -ENOENT, "Failed to find node with node-name='%s'", name);
-	rc = command_node_call(n, del_on_loop, NULL, err);
+	if (is_exported(name))
+		rc = error_set(err, -EBUSY, "Node %s is in use", name);
+	else
+		rc = command_node_call(n, del_on_loop, NULL, err);
 	command_node_unref(n);
 	return rc;
 }

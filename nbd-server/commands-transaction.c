@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "nbd-server/transaction.h"
 
@@ -19,6 +20,14 @@ static int run_one(const char *verb, struct json_object *args, struct error *err
 
 COMMAND(command_bitmap_add)
 {
+	const char *name = qmp_str(args, "node");
+	struct node *n = command_node_find(name);
+
+	/* QEMU's words here differ from those of its other bitmap commands. */
+	if (!n)
+		return error_set(err, -ENOENT, "Cannot find device='%s' nor node-name='%s'",
+				 name, name);
+	command_node_unref(n);
 	return run_one("block-dirty-bitmap-add", args, err);
 }
 
@@ -61,6 +70,20 @@ static int read_action(struct json_object *o, size_t i, struct action *a, struct
 	return qmp_check(a->verb->args, a->data, false, path, err);
 }
 
+/* "grouped" is about jobs, and none of the actions starts one. */
+static int check_properties(struct json_object *properties, const struct action *v, size_t n,
+			    struct error *err)
+{
+	const char *mode = properties ? qmp_str(properties, "completion-mode") : NULL;
+
+	for (size_t i = 0; mode && !strcmp(mode, "grouped") && i < n; i++) {
+		if (v[i].verb->undo)
+			return error_set(err, -EINVAL, "Action '%s' does not support Transaction "
+					 "property completion-mode = grouped", v[i].verb->name);
+	}
+	return 0;
+}
+
 COMMAND(command_transaction)
 {
 	struct json_object *actions = json_object_object_get(args, "actions");
@@ -70,6 +93,8 @@ COMMAND(command_transaction)
 
 	for (size_t i = 0; i < n && !rc; i++)
 		rc = read_action(json_object_array_get_idx(actions, i), i, &v[i], err);
+	if (!rc)
+		rc = check_properties(json_object_object_get(args, "properties"), v, n, err);
 	if (!rc)
 		rc = transaction_run(v, (unsigned)n, err);
 	free(v);

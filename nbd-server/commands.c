@@ -23,9 +23,27 @@ static const struct qmp_arg args_capabilities[] = {
 	{ NULL },
 };
 
+static const char *const discard_values[] = { "ignore", "unmap", NULL };
+static const char *const detect_zeroes_values[] = { "off", "on", "unmap", NULL };
+
+static const struct qmp_arg args_cache[] = {
+	{ "direct", QMP_BOOL, false, "past the host's page cache" },
+	{ "no-flush", QMP_BOOL, false, "flushes do nothing" },
+	{ NULL },
+};
+
+/* What drivers share; they check their own. */
 static const struct qmp_arg args_blockdev_add[] = {
 	{ "driver", QMP_STR, true, "block driver" },
 	{ "node-name", QMP_STR, false, "name of the new node" },
+	{ "read-only", QMP_BOOL, false, "never written to" },
+	{ "auto-read-only", QMP_BOOL, false, "read only when it cannot be opened for writing" },
+	{ "force-share", QMP_BOOL, false, "no locks are taken; needs read-only" },
+	{ "discard", QMP_STR, false, "ignore or unmap", .values = discard_values },
+	{ "detect-zeroes", QMP_STR, false, "off", .values = detect_zeroes_values },
+	{ "cache", QMP_OBJECT, false, "direct, no-flush", .members = args_cache },
+	{ "offset", QMP_INT, false, "raw: where the disk begins in its file, bytes" },
+	{ "size", QMP_INT, false, "raw: bytes of the disk" },
 	{ NULL },
 };
 
@@ -49,10 +67,10 @@ static const struct qmp_arg args_address[] = {
 
 static const struct qmp_arg args_nbd_server_start[] = {
 	{ "addr", QMP_OBJECT, true, "where to listen", .members = args_address },
-	{ "handshake-max-seconds", QMP_INT, false, "limit of a handshake, 0: none; default 10" },
+	{ "handshake-max-seconds", QMP_UINT, false, "limit of a handshake, 0: none; default 10" },
 	{ "tls-creds", QMP_STR, false, "not supported yet" },
 	{ "tls-authz", QMP_STR, false, "not supported yet" },
-	{ "max-connections", QMP_INT, false, "clients at a time, 0: any number; default 100" },
+	{ "max-connections", QMP_UINT, false, "clients at a time, 0: any number; default 100" },
 	{ NULL },
 };
 
@@ -103,7 +121,7 @@ const struct qmp_arg args_bitmap[] = {
 const struct qmp_arg args_bitmap_add[] = {
 	{ "node", QMP_STR, true, "node whose writes are recorded" },
 	{ "name", QMP_STR, true, "name of the new bitmap" },
-	{ "granularity", QMP_INT, false, "bytes that one bit stands for, a power of two" },
+	{ "granularity", QMP_UINT, false, "bytes that one bit stands for, a power of two" },
 	{ "persistent", QMP_BOOL, false, "stored in the image when it is closed" },
 	{ "disabled", QMP_BOOL, false, "does not record writes until it is enabled" },
 	{ NULL },

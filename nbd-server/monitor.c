@@ -333,7 +333,7 @@ int monitor_add(struct json_object *opts, struct error *err)
 	static const char *const modes[] = { "control", NULL };
 	struct monitor *m = calloc(1, sizeof(*m));
 	char *chardev = NULL, *id = NULL;
-	int mode, rc;
+	int mode, stream = -1, rc;
 
 	if (!m)
 		return error_set(err, -ENOMEM, "Out of memory");
@@ -349,7 +349,7 @@ int monitor_add(struct json_object *opts, struct error *err)
 	if (!rc)
 		rc = opts_end(opts, err);
 	if (!rc)
-		rc = chardev_take(chardev, &m->address, err);
+		rc = chardev_take(chardev, &m->address, &stream, err);
 	free(chardev);
 	free(id);
 	if (rc) {
@@ -358,6 +358,8 @@ int monitor_add(struct json_object *opts, struct error *err)
 	}
 	m->next = monitors;
 	monitors = m;
+	if (stream >= 0)
+		client_start(m, stream);
 	return monitor_start(m, err);
 }
 

@@ -14,13 +14,14 @@
 struct json_object;
 struct address;
 
-/* --chardev: a socket that listens, until a monitor takes it.  OPTS are strings
+/* --chardev: a socket that listens, or stdio, until a monitor takes it.  OPTS are strings
  * (keyval_parse_bare) and consumed in place. */
 int chardev_add(struct json_object *opts, struct error *err);
 
-/* Moves the socket of the character device ID to *A; -ENOENT "chardev "x" not
- * found", -EBUSY when another monitor has it. */
-int chardev_take(const char *id, struct address *a, struct error *err);
+/* Moves the listening sockets of the character device ID to *A, or a connected one
+ * to *STREAM (else -1); -ENOENT "chardev "x" not found", -EBUSY when another
+ * monitor has it. */
+int chardev_take(const char *id, struct address *a, int *stream, struct error *err);
 
 /* Closes the sockets that no monitor took. */
 void chardev_close_all(void);

@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static bool is_daemon;
 static int ready_fd = -1;		/* the parent waits at the other end */
 static int pidfile_fd = -1;
 static char *pidfile_path;		/* absolute */
@@ -62,8 +63,14 @@ int process_daemonize(struct error *err)
 	}
 	close(fds[0]);
 	ready_fd = fds[1];
+	is_daemon = true;
 	setsid();
 	return 0;
+}
+
+bool process_is_daemon(void)
+{
+	return is_daemon;
 }
 
 void process_ready(void)

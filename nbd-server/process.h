@@ -3,11 +3,15 @@
 #ifndef MERINO_PROCESS_H
 #define MERINO_PROCESS_H
 
+#include <stdbool.h>
+
 #include "common/error.h"
 
 /* Forks; returns in the child.  The parent waits: its exit status is 0 when the
  * child says process_ready(), 1 when it ends before.  Before any thread. */
 int process_daemonize(struct error *err);
+
+bool process_is_daemon(void);
 
 /* Lets go of the parent and of the terminal (a no-op without daemonize). */
 void process_ready(void);

@@ -26,6 +26,7 @@ static const char *const type_names[] = {
 	[QMP_STR] = "string",
 	[QMP_BOOL] = "boolean",
 	[QMP_INT] = "integer",
+	[QMP_UINT] = "integer",
 	[QMP_OBJECT] = "object",
 	[QMP_ARRAY] = "array",
 	[QMP_ANY] = "any",
@@ -64,6 +65,7 @@ static bool has_type(struct json_object *v, enum qmp_type type)
 	case QMP_BOOL:
 		return json_object_is_type(v, json_type_boolean);
 	case QMP_INT:
+	case QMP_UINT:
 		return json_object_is_type(v, json_type_int);
 	case QMP_OBJECT:
 		return json_object_is_type(v, json_type_object);
@@ -118,7 +120,7 @@ static int check_value(const struct qmp_arg *a, struct json_object *v, const cha
 {
 	char below[256];
 
-	if (a->type == QMP_INT && json_object_is_type(v, json_type_string))
+	if (!has_type(v, a->type) && a->type == QMP_UINT)
 		return error_set(err, -EINVAL, "Parameter '%s' expects uint64", path);
 	if (!has_type(v, a->type))
 		return error_set(err, -EINVAL, "Invalid parameter type for '%s', expected: %s",
@@ -188,7 +190,8 @@ static int type_value(const struct qmp_arg *a, struct json_object *v, struct jso
 	if (json_object_is_type(v, json_type_string) && a->type == QMP_BOOL) {
 		rc = opts_bool(o, a->name, &flag, err);
 		*out = rc ? NULL : json_object_new_boolean(flag);
-	} else if (json_object_is_type(v, json_type_string) && a->type == QMP_INT) {
+	} else if (json_object_is_type(v, json_type_string) &&
+		   (a->type == QMP_INT || a->type == QMP_UINT)) {
 		rc = opts_u64(o, a->name, &number, err);
 		*out = rc ? NULL : json_object_new_uint64(number);
 	}

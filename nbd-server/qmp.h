@@ -17,7 +17,8 @@ struct json_object;
 enum qmp_type {
 	QMP_STR,
 	QMP_BOOL,
-	QMP_INT,
+	QMP_INT,			/* QAPI's int: may be negative */
+	QMP_UINT,			/* QAPI's unsigned kinds */
 	QMP_OBJECT,
 	QMP_ARRAY,
 	QMP_STR_OR_OBJECT,		/* QAPI's alternates; ->help names the type */
