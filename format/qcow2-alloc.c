@@ -132,6 +132,8 @@ int qcow2_alloc_exact(struct qcow2 *s, uint64_t count, uint64_t *host)
 	uint64_t start = s->free_hint, n = 0;
 	int rc = 0;
 
+	if (count >= 1ull << s->ref_block_shift)
+		return refcount_make_run(s, count, host);
 	while (n < count && rc >= 0) {
 		rc = take_one(s, start + n);
 		if (rc > 0) {

@@ -70,6 +70,7 @@ static int refuse_unrecorded_qcow2(struct qcow2 *s, struct error *err)
 
 static int open_recorded(struct qcow2 *s, struct error *err)
 {
+	static const char prefix[] = "Could not open backing file: ";
 	const char *format = s->h.backing_format;
 	struct json_object *o;
 	char *path;
@@ -89,9 +90,9 @@ static int open_recorded(struct qcow2 *s, struct error *err)
 	rc = node_open_child_with(s->node, o, CHILD_BACKING, err);
 	json_object_put(o);
 	free(path);
-	if (rc)
-		error_prefix(err, "Could not open backing file: ");
-	else if (!format)
+	if (rc && err && strncmp(err->text, prefix, strlen(prefix)))	/* once per chain */
+		error_prefix(err, "%s", prefix);
+	if (!rc && !format)
 		rc = refuse_unrecorded_qcow2(s, err);
 	return rc;
 }

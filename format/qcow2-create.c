@@ -49,13 +49,13 @@ static int layout_sizes(struct layout *l, const struct qcow2_create *o, struct e
 static int layout_make(struct layout *l, struct error *err)
 {
 	unsigned cb = l->cluster_bits;
-	uint64_t entries = DIV_ROUND_UP(l->size, 1ull << (2 * cb - 3));
+	uint64_t entries = max_u64(DIV_ROUND_UP(l->size, 1ull << (2 * cb - 3)), 1);
 	uint64_t per_block = 1ull << (cb + 3 - l->refcount_order);
 
 	if (entries > QCOW2_L1_BYTES_MAX / 8)
 		return error_set(err, -EFBIG, "The image size is too large for this cluster size (try a larger cluster size)");
 	l->l1_size = entries;
-	l->n_l1 = max_u64(DIV_ROUND_UP(entries * 8, 1ull << cb), 1);
+	l->n_l1 = DIV_ROUND_UP(entries * 8, 1ull << cb);
 	l->n_blocks = l->n_table = 1;
 	for (;;) {
 		uint64_t blocks, table;

@@ -316,6 +316,8 @@ void refcount_set(struct qcow2 *s, struct slice *sl, uint64_t cluster, uint64_t 
 uint64_t refcount_max(const struct qcow2 *s);
 void refcount_table_set(struct qcow2 *s, uint8_t *table, uint64_t clusters);
 int refcount_make_block(struct qcow2 *s, uint64_t cluster);
+/* COUNT adjacent clusters with refcount 1 behind all others, with blocks for them. */
+int refcount_make_run(struct qcow2 *s, uint64_t count, uint64_t *host);
 /* Writes all dirty refcount slices to the file (not durable yet). */
 int refcount_write(struct qcow2 *s);
 

@@ -13,7 +13,9 @@
  * New blocks and a larger table are rare and made on the spot, each step durable
  * before the next: the block, then the table's entry; or new blocks and the new
  * table, then the header, then the old table is free.  A new block lies in the
- * first cluster that it describes, so it needs no allocation.
+ * first cluster that it describes, so it needs no allocation.  No run of free
+ * clusters is as long as a block describes, then; longer ones are made by
+ * refcount_make_run(): all their blocks first, then the run.
  */
 #include "format/qcow2-int.h"
 
@@ -241,48 +243,95 @@ static int switch_table(struct qcow2 *s, uint8_t *table, uint64_t host, uint64_t
 	return 0;
 }
 
+/* Blocks at FIRST, FIRST + 1, ... that count the first USED clusters from FIRST on,
+ * themselves included; a block describes per_block clusters. */
+static int write_blocks(struct qcow2 *s, uint64_t first, uint64_t blocks, uint64_t used)
+{
+	uint64_t per_block = 1ull << s->ref_block_shift;
+	int rc = claim(s, first, used);
+
+	for (uint64_t i = 0; i < blocks && !rc; i++)
+		rc = write_block(s, (first + i) << s->cluster_bits,
+				 min_u64(per_block, used - i * per_block));
+	return rc;
+}
+
+/* How many blocks are needed to describe themselves and COUNT clusters more. */
+static uint64_t blocks_for(const struct qcow2 *s, uint64_t count)
+{
+	uint64_t per_block = 1ull << s->ref_block_shift;
+
+	return DIV_ROUND_UP(count, per_block - 1);
+}
+
 /* A table with room for INDEX and more.  It comes to lie behind all that the old
  * one could describe: first the blocks that describe it, then itself. */
 static int grow_table(struct qcow2 *s, uint64_t index)
 {
-	unsigned entry_bits = s->cluster_bits - 3;
-	uint64_t first = s->reftable_entries << s->ref_block_shift;
-	uint64_t per_block = 1ull << s->ref_block_shift;
-	uint64_t blocks = 1, clusters, used;
+	uint64_t first = s->reftable_entries << s->ref_block_shift, n = 0, clusters, blocks, entries;
 	uint8_t *table;
 	int rc;
 
-	for (;;) {	/* until the blocks describe themselves and the table */
-		uint64_t entries = max_u64(index + 1, s->reftable_entries) + blocks;
-
-		clusters = DIV_ROUND_UP(entries + entries / 2, 1ull << entry_bits);
-		used = blocks + clusters;
-		if (used <= blocks * per_block)
-			break;
-		blocks++;
-	}
+	do {	/* the blocks that describe the table need entries in it, too */
+		blocks = ++n;
+		entries = max_u64(index + 1, s->reftable_entries) + blocks;
+		clusters = DIV_ROUND_UP(entries + entries / 2, 1ull << (s->cluster_bits - 3));
+	} while (blocks_for(s, clusters) > blocks);
 	if (clusters << s->cluster_bits > QCOW2_REFTABLE_BYTES_MAX)
 		return -EFBIG;
 	table = calloc(clusters, s->cluster_size);
 	if (!table)
 		return -ENOMEM;
 	memcpy(table, s->reftable, s->reftable_entries * 8);
-	rc = claim(s, first, used);
-	for (uint64_t i = 0; i < blocks && !rc; i++) {
-		/* Block I lies at FIRST + I but describes FIRST + I * per_block on. */
-		uint64_t from = i * per_block;
-
+	for (uint64_t i = 0; i < blocks; i++)
 		put_be64(table + (s->reftable_entries + i) * 8, (first + i) << s->cluster_bits);
-		rc = write_block(s, (first + i) << s->cluster_bits, min_u64(per_block, used - from));
-	}
+	rc = write_blocks(s, first, blocks, blocks + clusters);
 	if (!rc)
 		rc = write_table(s, table, clusters << s->cluster_bits, (first + blocks) << s->cluster_bits);
 	if (!rc)
-		rc = qcow2_meta_add(s, first << s->cluster_bits, used);
+		rc = qcow2_meta_add(s, first << s->cluster_bits, blocks + clusters);
 	if (!rc)
 		rc = switch_table(s, table, (first + blocks) << s->cluster_bits, clusters);
 	if (rc)
 		free(table);
+	return rc;
+}
+
+/* One more than the last used entry of the table. */
+static uint64_t table_end(const struct qcow2 *s)
+{
+	uint64_t n = s->reftable_entries;
+
+	while (n && !get_be64(s->reftable + (n - 1) * 8))
+		n--;
+	return n;
+}
+
+static int make_run(struct qcow2 *s, uint64_t count, uint64_t *host)
+{
+	uint64_t blocks = blocks_for(s, count), index = table_end(s), first;
+	int rc = 0;
+
+	for (; index + blocks > s->reftable_entries && !rc; index = table_end(s))
+		rc = grow_table(s, index + blocks - 1);
+	first = index << s->ref_block_shift;
+	if (!rc)
+		rc = write_blocks(s, first, blocks, blocks + count);
+	if (!rc)
+		rc = qcow2_meta_add(s, first << s->cluster_bits, blocks);
+	for (uint64_t i = 0; i < blocks && !rc; i++)
+		rc = write_table_entry(s, index + i, (first + i) << s->cluster_bits);
+	*host = (first + blocks) << s->cluster_bits;
+	return rc;
+}
+
+int refcount_make_run(struct qcow2 *s, uint64_t count, uint64_t *host)
+{
+	int rc;
+
+	co_mutex_lock(&s->alloc_lock);
+	rc = make_run(s, count, host);
+	co_mutex_unlock(&s->alloc_lock);
 	return rc;
 }
 
