@@ -150,7 +150,8 @@ int sink_finish(struct sink *k, struct error *err)
 	free(k->temp);
 	k->temp = NULL;
 	rc = k->o->no_flush ? 0 : sync_directory(k->dir);
-	return rc < 0 ? error_errno(err, rc, "%s: could not be synced", k->dir) : 0;
+	return rc < 0 ? error_errno(err, rc, "%s is complete, but its directory could not be synced",
+				    k->o->out) : 0;
 }
 
 void sink_close(struct sink *k)
