@@ -150,8 +150,10 @@ static int inet_parse(struct json_object *json, struct inet_options *o, struct e
 		return rc;
 	if (o->mptcp)
 		return error_set(err, -ENOTSUP, "Parameter 'mptcp' is not supported");
+	if (strspn(o->port, "0123456789") == strlen(o->port) && strtoul(o->port, NULL, 10) > 65535)
+		return error_set(err, -EINVAL, "port '%s' is above 65535", o->port);
 	if (o->to > 65535)
-		return error_set(err, -EINVAL, "port range 'to' must be below 65536");
+		return error_set(err, -EINVAL, "port 'to' is above 65535");
 	if (o->has_ipv4 && o->has_ipv6 && !o->ipv4 && !o->ipv6)
 		return error_set(err, -EINVAL, "Cannot disable IPv4 and IPv6 at same time");
 	return 0;

@@ -138,12 +138,8 @@ static int run_export(const char *text, struct error *err)
 static int run_nbd_server(const char *text, struct error *err)
 {
 	struct json_object *o = keyval_parse(text, NULL, err);
-	int rc = o ? qmp_keyval_types(args_nbd_server_flat, o, err) : err->code;
+	int rc = o ? nbd_server_start_keyval(o, err) : err->code;
 
-	if (!rc)
-		rc = qmp_check(args_nbd_server_flat, o, false, "", err);
-	if (!rc)
-		rc = nbd_server_start(o, err);
 	json_object_put(o);
 	return rc;
 }
@@ -311,6 +307,7 @@ void cmdline_parse(struct cmdline *c, int argc, char **argv)
 
 	*c = (struct cmdline){ .loops = 1 };
 	make_getopt(longs, shorts);
+	argv[0] = (char *)"merinod";		/* getopt's messages begin with it */
 	while ((o = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
 		const struct option_def *d = o == 1 ? NULL : find_option(o);
 

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/options.h"
@@ -18,7 +19,15 @@
 #define DEFAULT_CONNECTIONS 100
 #define DEFAULT_HANDSHAKE 10		/* seconds */
 
-const struct qmp_arg args_nbd_server_flat[] = {
+/* A flat address, as on the command line; its other members depend on type. */
+static const char *const address_types[] = { "inet", "unix", "fd", NULL };
+
+static const struct qmp_arg args_flat_address[] = {
+	{ "type", QMP_STR, true, "inet, unix or fd", .values = address_types },
+	{ NULL },
+};
+
+static const struct qmp_arg args_nbd_server_flat[] = {
 	{ "addr", QMP_OBJECT, true, "where to listen: addr.type=unix,addr.path=..." },
 	{ "handshake-max-seconds", QMP_UINT, false, "limit of a handshake, 0: none; default 10" },
 	{ "tls-creds", QMP_STR, false, "not supported yet" },
@@ -70,7 +79,8 @@ static int take_limit(struct json_object *args, const char *name, unsigned *out,
 	return rc;
 }
 
-int nbd_server_start(struct json_object *args, struct error *err)
+/* ARGS have been checked, and addr is flat. */
+static int nbd_server_start(struct json_object *args, struct error *err)
 {
 	struct listener_options o = { DEFAULT_CONNECTIONS, DEFAULT_HANDSHAKE };
 	int rc;
@@ -85,8 +95,38 @@ int nbd_server_start(struct json_object *args, struct error *err)
 		rc = take_limit(args, "handshake-max-seconds", &o.handshake_max_seconds, err);
 	if (rc)
 		return rc;
-	rc = listener_start(json_object_object_get(args, "addr"), &o, NULL, err);
+	return listener_start(json_object_object_get(args, "addr"), &o, NULL, err);
+}
+
+/* ADDR loses its type while the rest is checked. */
+static int check_flat(struct json_object *addr, const char *type, struct error *err)
+{
+	const struct qmp_arg *args = address_args(type);
+	int rc;
+
+	json_object_object_del(addr, "type");
+	rc = qmp_keyval_types(args, addr, err);
+	if (!rc)
+		rc = qmp_check(args, addr, false, "addr.", err);
+	json_object_object_add(addr, "type", json_object_new_string(type));
 	return rc;
+}
+
+int nbd_server_start_keyval(struct json_object *o, struct error *err)
+{
+	int rc = qmp_keyval_types(args_nbd_server_flat, o, err);
+	struct json_object *addr = json_object_object_get(o, "addr");
+	char type[8] = "";
+
+	if (!rc)
+		rc = qmp_check(args_nbd_server_flat, o, false, "", err);
+	if (!rc)
+		rc = qmp_check(args_flat_address, addr, true, "addr.", err);
+	if (rc)
+		return rc;
+	snprintf(type, sizeof(type), "%s", qmp_str(addr, "type"));
+	rc = check_flat(addr, type, err);
+	return rc ? rc : nbd_server_start(o, err);
 }
 
 COMMAND(command_nbd_server_start)

@@ -111,6 +111,9 @@ COMMAND(command_blockdev_add)
 {
 	struct node_adding a = { .opts = args, .err = err };
 
+	if (!node_driver_find(qmp_str(args, "driver")))
+		return error_set(err, -EINVAL, "Parameter 'driver' does not accept value '%s'",
+				 qmp_str(args, "driver"));
 	if (!qmp_str(args, "node-name"))
 		return error_set(err, -EINVAL, "'node-name' must be specified for the root node");
 	a.place.graph = &the_daemon.graph;

@@ -41,9 +41,8 @@ extern const struct qmp_arg args_bitmap_add[];
 extern const struct qmp_arg args_bitmap_merge[];
 extern const struct qmp_arg args_nothing[];
 
-/* --nbd-server's arguments, where addr is flat, and what it does. */
-extern const struct qmp_arg args_nbd_server_flat[];
-int nbd_server_start(struct json_object *args, struct error *err);
+/* --nbd-server: nbd-server-start with strings and a flat addr.  O is consumed in place. */
+int nbd_server_start_keyval(struct json_object *o, struct error *err);
 
 /* {"qemu":{"major":…},"package":…}: query-version's, and the greeting's. */
 struct json_object *qmp_version(void);
