@@ -49,6 +49,7 @@ static void record(struct error *err, enum error_class class, int code, const ch
 	err->code = code;
 	err->class = class;
 	memcpy(err->text, text, TEXT_MAX);
+	err->hint[0] = '\0';
 }
 
 int error_set(struct error *err, int code, const char *fmt, ...)
@@ -93,6 +94,19 @@ int error_errno(struct error *err, int code, const char *fmt, ...)
 	format_text(text, fmt, ap);
 	va_end(ap);
 	return error_set(err, code, "%s: %s", text, strerror_r(-code, reason, sizeof(reason)));
+}
+
+void error_hint(struct error *err, const char *fmt, ...)
+{
+	va_list ap;
+	int len;
+
+	if (!err)
+		return;
+	va_start(ap, fmt);
+	len = vsnprintf(err->hint, sizeof(err->hint), fmt, ap);
+	va_end(ap);
+	make_valid(err->hint, len >= (int)sizeof(err->hint));
 }
 
 void error_prefix(struct error *err, const char *fmt, ...)

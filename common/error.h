@@ -23,6 +23,7 @@ struct error {
 	int code;			/* -errno; 0: nothing was reported */
 	enum error_class class;
 	char text[1024];		/* always terminated; valid UTF-8 when the inputs are */
+	char hint[256];			/* what a person can do; not sent to QMP clients.  "": none */
 };
 
 #define ERROR_INIT ((struct error){ 0 })
@@ -40,6 +41,9 @@ int error_set_class(struct error *err, enum error_class class, int code, const c
 /* Appends ": strerror(-code)" to the formatted text; returns CODE. */
 int error_errno(struct error *err, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+
+/* Adds a hint to a recorded error. */
+void error_hint(struct error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Puts "PREFIX" in front of a recorded text ("PREFIX" brings its own ": "). */
 void error_prefix(struct error *err, const char *fmt, ...)

@@ -5,15 +5,35 @@
 #include "common/options.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/size.h"
 
-static int fail_type(struct error *err, const char *key, const char *expected)
+/* Where O stands in what the user gave: "" or "file." or "file.file."; see opts_set_path(). */
+static const char *path_of(struct json_object *o)
 {
-	return error_set(err, -EINVAL, "Invalid parameter type for '%s', expected: %s", key,
-			 expected);
+	const char *path = json_object_get_userdata(o);
+
+	return path ? path : "";
+}
+
+int opts_set_path(struct json_object *o, struct json_object *parent, const char *key)
+{
+	char *path;
+
+	if (asprintf(&path, "%s%s.", path_of(parent), key) < 0)
+		return -ENOMEM;
+	json_object_set_userdata(o, path, json_object_free_userdata);
+	return 0;
+}
+
+static int fail_type(struct error *err, struct json_object *o, const char *key,
+		     const char *expected)
+{
+	return error_set(err, -EINVAL, "Invalid parameter type for '%s%s', expected: %s", path_of(o),
+			 key, expected);
 }
 
 int opts_value(struct json_object *o, const char *key, struct json_object **out,
@@ -37,7 +57,7 @@ int opts_str(struct json_object *o, const char *key, char **out, struct error *e
 	if (!json_object_object_get_ex(o, key, &value))
 		return 0;
 	if (!json_object_is_type(value, json_type_string))
-		return fail_type(err, key, "string");
+		return fail_type(err, o, key, "string");
 	copy = strdup(json_object_get_string(value));
 	if (!copy)
 		return error_set(err, -ENOMEM, "Parameter '%s': out of memory", key);
@@ -74,10 +94,11 @@ int opts_bool(struct json_object *o, const char *key, bool *out, struct error *e
 	} else if (json_object_is_type(value, json_type_string)) {
 		word = bool_word(json_object_get_string(value));
 		if (word < 0)
-			return error_set(err, -EINVAL, "Parameter '%s' expects 'on' or 'off'", key);
+			return error_set(err, -EINVAL, "Parameter '%s%s' expects 'on' or 'off'",
+					 path_of(o), key);
 		*out = word;
 	} else {
-		return fail_type(err, key, "boolean");
+		return fail_type(err, o, key, "boolean");
 	}
 	json_object_object_del(o, key);
 	return 0;
@@ -97,11 +118,12 @@ int opts_u64(struct json_object *o, const char *key, uint64_t *out, struct error
 	} else if (json_object_is_type(value, json_type_string)) {
 		ok = size_parse(json_object_get_string(value), out, NULL) == 0;
 	} else {
-		return fail_type(err, key, "integer");
+		return fail_type(err, o, key, "integer");
 	}
 	if (!ok)
 		return error_set(err, -EINVAL,
-				 "Parameter '%s' expects a non-negative number below 2^64", key);
+				 "Parameter '%s%s' expects a non-negative number below 2^64",
+				 path_of(o), key);
 	json_object_object_del(o, key);
 	return 0;
 }
@@ -113,7 +135,7 @@ int opts_object(struct json_object *o, const char *key, struct json_object **out
 
 	if (json_object_object_get_ex(o, key, &value) &&
 	    !json_object_is_type(value, json_type_object))
-		return fail_type(err, key, "object");
+		return fail_type(err, o, key, "object");
 	return opts_value(o, key, out, err);
 }
 
@@ -126,7 +148,7 @@ int opts_enum(struct json_object *o, const char *key, const char *const *names, 
 	if (!json_object_object_get_ex(o, key, &value))
 		return 0;
 	if (!json_object_is_type(value, json_type_string))
-		return fail_type(err, key, "string");
+		return fail_type(err, o, key, "string");
 	text = json_object_get_string(value);
 	for (int i = 0; names[i]; i++) {
 		if (strcmp(text, names[i]) != 0)
@@ -135,14 +157,15 @@ int opts_enum(struct json_object *o, const char *key, const char *const *names, 
 		json_object_object_del(o, key);
 		return 0;
 	}
-	return error_set(err, -EINVAL, "Parameter '%s' does not accept value '%s'", key, text);
+	return error_set(err, -EINVAL, "Parameter '%s%s' does not accept value '%s'", path_of(o), key,
+			 text);
 }
 
 int opts_require(struct json_object *o, const char *key, struct error *err)
 {
 	if (json_object_object_get_ex(o, key, NULL))
 		return 0;
-	return error_set(err, -EINVAL, "Parameter '%s' is missing", key);
+	return error_set(err, -EINVAL, "Parameter '%s%s' is missing", path_of(o), key);
 }
 
 int opts_end(struct json_object *o, struct error *err)
@@ -152,7 +175,7 @@ int opts_end(struct json_object *o, struct error *err)
 
 	if (json_object_iter_equal(&at, &end))
 		return 0;
-	return error_set(err, -EINVAL, "Parameter '%s' is unexpected",
+	return error_set(err, -EINVAL, "Parameter '%s%s' is unexpected", path_of(o),
 			 json_object_iter_peek_name(&at));
 }
 

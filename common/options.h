@@ -47,6 +47,9 @@ int opts_require(struct json_object *o, const char *key, struct error *err);
 /* "Parameter 'x' is unexpected" when anything is left. */
 int opts_end(struct json_object *o, struct error *err);
 
+/* O is PARENT's member KEY: error texts about it say "KEY.x" from now on.  0 or -ENOMEM. */
+int opts_set_path(struct json_object *o, struct json_object *parent, const char *key);
+
 /* A deep private copy; NULL when out of memory (or for null). */
 struct json_object *opts_copy(struct json_object *o);
 

@@ -56,20 +56,23 @@ int file_direct_read(struct file *s, void *buf, uint64_t off, size_t len)
 	return rc;
 }
 
-/* Writes whole blocks of a file whose end may lie inside the last of them. */
-static int window_write(struct window *w, struct file *s, uint64_t end, unsigned how)
+/* Writes whole blocks.  The end of a raw image may lie inside the last of them:
+ * the file is cut back to it.  Not where writes may pass the end (under a format):
+ * cutting would race with them, and the format knows its size by itself. */
+static int window_write(struct window *w, struct node *n, unsigned how)
 {
-	int64_t before = io_size(s->f);
-	int rc = before < 0 ? (int)before : io_pwrite(s->f, w->mem, w->len, w->off, how);
+	struct file *s = n->state;
+	int rc = io_pwrite(s->f, w->mem, w->len, w->off, how);
 
-	if (rc || s->f->is_block_device || w->off + w->len <= (uint64_t)before)
+	if (rc || n->may_grow || s->f->is_block_device || w->off + w->len <= n->size)
 		return rc;
-	return io_truncate(s->f, max_u64((uint64_t)before, end));
+	return io_truncate(s->f, n->size);
 }
 
-static int direct_write_part(struct file *s, const void *buf, uint64_t off, size_t len,
+static int direct_write_part(struct node *n, const void *buf, uint64_t off, size_t len,
 			     unsigned how)
 {
+	struct file *s = n->state;
 	bool whole = is_aligned(off | len, s->f->align);	/* only the memory is not aligned */
 	struct range r;
 	struct window w;
@@ -82,20 +85,21 @@ static int direct_write_part(struct file *s, const void *buf, uint64_t off, size
 		rc = window_read(&w, s);
 	if (!rc) {
 		memcpy(w.mem + (off - w.off), buf, len);
-		rc = window_write(&w, s, off + len, how);
+		rc = window_write(&w, n, how);
 	}
 	range_leave(&s->direct_writes, &r);
 	free(w.mem);
 	return rc;
 }
 
-int file_direct_write(struct file *s, const void *buf, uint64_t off, size_t len, unsigned how)
+int file_direct_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned how)
 {
+	struct file *s = n->state;
 	struct range r;
 	int rc;
 
 	if (!file_direct_aligned(s, buf, off, len))
-		return direct_write_part(s, buf, off, len, how);
+		return direct_write_part(n, buf, off, len, how);
 	range_enter(&s->direct_writes, &r, off, len, RANGE_WRITE);
 	rc = io_pwrite(s->f, buf, len, off, how);
 	range_leave(&s->direct_writes, &r);

@@ -25,6 +25,6 @@ void file_lock_drop(struct file *s);
 
 bool file_direct_aligned(const struct file *s, const void *buf, uint64_t off, size_t len);
 int file_direct_read(struct file *s, void *buf, uint64_t off, size_t len);
-int file_direct_write(struct file *s, const void *buf, uint64_t off, size_t len, unsigned how);
+int file_direct_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned how);
 
 #endif

@@ -60,31 +60,38 @@ static int lock_bytes(int fd, int base, unsigned want, unsigned keep, unsigned *
 	return 0;
 }
 
-/* The bit (as a name) on which others conflict with us, or NULL. */
-static const char *lock_conflict(int fd, unsigned perm, unsigned unshared)
+/* On what others conflict with us. */
+struct lock_conflict {
+	const char *name;		/* of the permission; NULL: no conflict */
+	bool shared;			/* we would not share it, and another holds it */
+};
+
+static struct lock_conflict lock_find_conflict(int fd, unsigned perm, unsigned unshared)
 {
-	for (unsigned bit = 0; bit < 4; bit++) {
+	for (unsigned bit = 0; bit < 4; bit++)
 		if ((perm & (1u << bit)) && byte_is_held(fd, LOCK_SHARED_BASE, bit))
-			return bit_names[bit];
+			return (struct lock_conflict){ bit_names[bit], false };
+	for (unsigned bit = 0; bit < 4; bit++)
 		if ((unshared & (1u << bit)) && byte_is_held(fd, LOCK_PERM_BASE, bit))
-			return bit_names[bit];
-	}
-	return NULL;
+			return (struct lock_conflict){ bit_names[bit], true };
+	return (struct lock_conflict){ 0 };
 }
 
-static int lock_try(struct file *s, unsigned perm, unsigned unshared, const char **conflict)
+static int lock_try(struct file *s, unsigned perm, unsigned unshared,
+		    struct lock_conflict *conflict)
 {
 	int fd = s->f->fd, rc;
 	unsigned perm_before = s->perm_held, unshared_before = s->unshared_held;
 
-	*conflict = NULL;
+	*conflict = (struct lock_conflict){ 0 };
 	rc = lock_bytes(fd, LOCK_PERM_BASE, perm, perm | perm_before, &s->perm_held);
 	if (!rc)
 		rc = lock_bytes(fd, LOCK_SHARED_BASE, unshared, unshared | unshared_before,
 				&s->unshared_held);
 	if (!rc)
-		*conflict = lock_conflict(fd, perm & ~perm_before, unshared & ~unshared_before);
-	if (rc || *conflict) {
+		*conflict = lock_find_conflict(fd, perm & ~perm_before,
+					       unshared & ~unshared_before);
+	if (rc || conflict->name) {
 		lock_bytes(fd, LOCK_PERM_BASE, 0, perm_before, &s->perm_held);
 		lock_bytes(fd, LOCK_SHARED_BASE, 0, unshared_before, &s->unshared_held);
 		return rc ? rc : -EBUSY;
@@ -98,7 +105,7 @@ int file_lock_set(struct file *s, const char *filename, unsigned perm, unsigned 
 		  struct error *err)
 {
 	unsigned unshared = PERM_ALL & ~shared;
-	const char *conflict;
+	struct lock_conflict conflict;
 	uint64_t waited = 0;
 	int rc;
 
@@ -108,10 +115,12 @@ int file_lock_set(struct file *s, const char *filename, unsigned perm, unsigned 
 		io_sleep(s->f->io, LOCK_RETRY_NS);
 		waited += LOCK_RETRY_NS;
 	}
-	if (rc == -EBUSY)
-		return error_set(err, -EAGAIN,
-				 "Failed to get \"%s\" lock: is another process using the image [%s]?",
-				 conflict, filename);
+	if (rc == -EBUSY) {
+		error_set(err, -EAGAIN, "Failed to get %s\"%s\" lock", conflict.shared ? "shared " : "",
+			  conflict.name);
+		error_hint(err, "Is another process using the image [%s]?", filename);
+		return -EAGAIN;
+	}
 	if (rc == -EINVAL || rc == -ENOTSUP || rc == -ENOLCK)
 		return 0;		/* a file system without locks: as QEMU's locking=auto */
 	return rc ? error_errno(err, rc, "Failed to lock '%s'", filename) : 0;

@@ -131,7 +131,7 @@ static int file_write(struct node *n, const void *buf, uint64_t off, size_t len,
 	int rc;
 
 	if (__builtin_expect(s->f->direct, 0))
-		rc = file_direct_write(s, buf, off, len, how);
+		rc = file_direct_write(n, buf, off, len, how);
 	else
 		rc = io_pwrite(s->f, buf, len, off, how);
 	if (!rc && off + len > n->size)

@@ -159,6 +159,7 @@ static int take_cache_options(struct node *n, struct json_object *opts, struct e
 
 	if (rc || !cache)
 		return rc;
+	opts_set_path(cache, opts, "cache");
 	rc = opts_bool(cache, "direct", &n->cache_direct, err);
 	if (!rc)
 		rc = opts_bool(cache, "no-flush", &n->cache_no_flush, err);
@@ -317,7 +318,8 @@ static int child_by_name(struct node *n, const char *name, enum node_child c, st
 	struct node *child = node_find(n->graph, name);
 
 	if (!child)
-		return error_set(err, -ENOENT, "Cannot find device='' nor node-name='%s'", name);
+		return error_set(err, -ENOENT, "Cannot find device='%s' nor node-name='%s'",
+				 name, name);
 	if (child->loop != n->loop) {
 		node_unref(child);
 		return error_set(err, -EXDEV,
@@ -341,7 +343,7 @@ int node_open_child(struct node *n, struct json_object *opts, const char *key,
 	if (json_object_is_type(o, json_type_string))
 		rc = child_by_name(n, json_object_get_string(o), c, err);
 	else if (json_object_is_type(o, json_type_object))
-		rc = node_open_child_with(n, o, c, err);
+		rc = opts_set_path(o, opts, key) ? -ENOMEM : node_open_child_with(n, o, c, err);
 	else
 		rc = error_set(err, -EINVAL, "Invalid parameter type for '%s', expected: BlockdevRef", key);
 	json_object_put(o);
