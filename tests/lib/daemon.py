@@ -6,6 +6,7 @@ and QMP commands merinod takes over; that is how the tests themselves are valida
 Every daemon must exit 0 on SIGTERM with no report of a sanitizer or assertion, or the test that started it fails.
 """
 
+import ctypes
 import os
 import pathlib
 import re
@@ -37,6 +38,11 @@ def program():
 def is_qsd():
     """Is the program under test QEMU's?"""
     return "qemu-storage-daemon" in (program() or "")
+
+
+def die_with_parent():
+    """No daemon outlives a test run, however that ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)           # PR_SET_PDEATHSIG
 
 
 def sanitized():
@@ -75,7 +81,8 @@ class Daemon:
         self.ended = False
         self.stderr_path = directory / "stderr"
         with open(self.stderr_path, "wb") as err:
-            self.proc = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=err, stderr=err)
+            self.proc = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=err, stderr=err,
+                                         preexec_fn=die_with_parent)
 
     # --- life
 
@@ -209,12 +216,16 @@ class Factory:
     def end(self):
         """Stop what still runs; every daemon is ended even when one of them did not end well."""
         failures = []
-        for d in self.all:
-            d.close_clients()
-            try:
-                d.stop()
-            except AssertionError as e:
-                failures.append(str(e))
+        try:
+            for d in self.all:
+                d.close_clients()
+                try:
+                    d.stop()
+                except AssertionError as e:
+                    failures.append(str(e))
+        finally:
+            for d in self.all:                           # a time limit may have struck above
+                d.kill()
         assert not failures, "\n".join(failures)
 
 
