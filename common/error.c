@@ -111,15 +111,17 @@ void error_hint(struct error *err, const char *fmt, ...)
 
 void error_prefix(struct error *err, const char *fmt, ...)
 {
-	char prefix[TEXT_MAX];
+	char prefix[TEXT_MAX], hint[sizeof(err->hint)];
 	va_list ap;
 
 	if (!err || err->code == 0)
 		return;
+	memcpy(hint, err->hint, sizeof(hint));
 	va_start(ap, fmt);
 	format_text(prefix, fmt, ap);
 	va_end(ap);
 	error_set_class(err, err->class, err->code, "%s%s", prefix, err->text);
+	memcpy(err->hint, hint, sizeof(hint));
 }
 
 const char *error_class_name(enum error_class class)
