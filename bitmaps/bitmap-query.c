@@ -24,7 +24,8 @@ static struct json_object *dirty_info(const struct bitmap *b)
 	add_bool(o, "persistent", b->persistent);
 	add_bool(o, "busy", b->busy != 0);
 	json_object_object_add(o, "granularity", json_object_new_uint64(bitmap_granularity(b)));
-	json_object_object_add(o, "count", json_object_new_uint64(bitmap_dirty_bytes(b)));
+	/* QEMU counts whole granules, also past the end of the disk. */
+	json_object_object_add(o, "count", json_object_new_uint64(b->dirty << b->granularity_bits));
 	if (b->inconsistent)
 		add_bool(o, "inconsistent", true);
 	return o;

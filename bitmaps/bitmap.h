@@ -101,6 +101,7 @@ static inline uint64_t bitmap_granularity(const struct bitmap *b)
 	return 1ull << b->granularity_bits;
 }
 
+/* Bytes of the node in dirty granules: what a backup has to copy at most. */
 static inline uint64_t bitmap_dirty_bytes(const struct bitmap *b)
 {
 	uint64_t bytes = b->dirty << b->granularity_bits;
