@@ -146,7 +146,7 @@ static void acceptor_run(void *arg)
 	struct acceptor *a = arg;
 	struct listener *l = a->listener;
 	struct io *io = loop_io(loop_self());
-	int fd = a->fd;
+	int fd = a->fd, last = 0;
 
 	free(a);
 	while (!l->stopping) {
@@ -161,8 +161,11 @@ static void acceptor_run(void *arg)
 			close(rc);
 		} else if (rc >= 0) {
 			client_start(l, rc);
+			last = 0;
 		} else if (!is_transient(rc) && !l->stopping) {
-			log_warning("cannot accept clients, trying on: %s", strerror(-rc));
+			if (rc != last)
+				log_warning("cannot accept clients for now: %s", strerror(-rc));
+			last = rc;
 			io_sleep(io, ACCEPT_PAUSE);
 		}
 	}
