@@ -234,6 +234,8 @@ static int open_image(struct qcow2 *s, struct json_object *opts, struct error *e
 	s->host_end = align_up(s->file->size, s->cluster_size);
 	s->regular_file = !strcmp(s->file->driver->name, "file");
 	rc = read_tables(s, err);
+	if (n->read_only)
+		s->host_limit = QCOW2_HOST_MAX;	/* refcounts are of no concern then */
 	if (!rc && !n->read_only && qcow2_meta_init(s))
 		rc = error_set(err, -ENOMEM, "Out of memory");
 	if (!rc)
