@@ -142,40 +142,53 @@ static int check_fields(struct qcow2 *s, const uint8_t *p, size_t n, struct erro
 	return 0;
 }
 
-/* The name of an incompatible bit from the feature name table, or "bit N". */
-static void feature_name(struct qcow2_header *h, unsigned bit, char *out, size_t max)
+/* The name of an incompatible bit in the feature name table, if it is there. */
+static bool feature_name(struct qcow2_header *h, unsigned bit, char *out, size_t max)
 {
 	const struct qcow2_ext *e = qcow2_ext_find(h, QCOW2_EXT_FEATURE_NAMES);
 
-	snprintf(out, max, "bit %u", bit);
 	for (uint32_t i = 0; e && i + 48 <= e->len; i += 48) {
 		const uint8_t *f = e->data + i;
 
-		if (f[0] == 0 && f[1] == bit && f[2] && utf8_valid(f + 2, strnlen((char *)f + 2, 46)))
+		if (f[0] == 0 && f[1] == bit && f[2] && utf8_valid(f + 2, strnlen((char *)f + 2, 46))) {
 			snprintf(out, max, "%.46s", (const char *)f + 2);
+			return true;
+		}
 	}
+	return false;
+}
+
+/* In QEMU's words: the names, then the bits without one as a hexadecimal mask. */
+static int refuse_features(struct qcow2_header *h, uint64_t unknown, struct error *err)
+{
+	char text[512] = "", name[64];
+	uint64_t nameless = 0;
+	size_t n = 0;
+
+	for (unsigned bit = 0; bit < 64 && n < sizeof(text) / 2; bit++) {
+		if (!(unknown >> bit & 1))
+			continue;
+		if (feature_name(h, bit, name, sizeof(name)))
+			n += snprintf(text + n, sizeof(text) - n, "%s%s", n ? ", " : "", name);
+		else
+			nameless |= 1ull << bit;
+	}
+	if (nameless)
+		snprintf(text + n, sizeof(text) - n, "%sUnknown incompatible feature: %" PRIx64,
+			 n ? ", " : "", nameless);
+	return error_set(err, -ENOTSUP, "Unsupported qcow2 feature(s): %s", text);
 }
 
 static int check_incompatible(struct qcow2 *s, struct error *err)
 {
 	uint64_t unknown = s->h.incompatible & ~(uint64_t)(QCOW2_DIRTY | QCOW2_CORRUPT | QCOW2_COMPRESSION);
-	char names[256] = "", name[64];
-	size_t n = 0;
 
 	if (unknown & QCOW2_DATA_FILE)
 		return error_set(err, -ENOTSUP, "qcow2 images with an external data file are not supported");
 	if (unknown & QCOW2_EXTENDED_L2)
 		return error_set(err, -ENOTSUP, "qcow2 images with extended L2 entries are not supported");
-	for (unsigned bit = 0; unknown >> bit && bit < 64; bit++) {
-		if (!(unknown >> bit & 1))
-			continue;
-		feature_name(&s->h, bit, name, sizeof(name));
-		n += snprintf(names + n, sizeof(names) - n, "%s%s", n ? ", " : "", name);
-		if (n >= sizeof(names) - 1 || bit == 63)
-			break;
-	}
 	if (unknown)
-		return error_set(err, -ENOTSUP, "Unsupported qcow2 feature(s): %s", names);
+		return refuse_features(&s->h, unknown, err);
 	if (s->h.compression > 1 || !!s->h.compression != !!(s->h.incompatible & QCOW2_COMPRESSION))
 		return error_set(err, -EINVAL, "qcow2: the compression type field (%u) contradicts the feature bits",
 				 s->h.compression);

@@ -351,7 +351,7 @@ static void test_header(void **state)
 
 	poke("h.qcow2", H_LENGTH_OURS + 8, names, sizeof(names));
 	poke64("h.qcow2", H_INCOMPATIBLE, 1 << 7 | 1ull << 63);
-	assert_string_equal(open_refused("h.qcow2", ""), "Unsupported qcow2 feature(s): new thing, bit 63");
+	assert_string_equal(open_refused("h.qcow2", ""), "Unsupported qcow2 feature(s): new thing, Unknown incompatible feature: 8000000000000000");
 }
 
 /* The backing name is moved when an extension needs its room. */
