@@ -2,7 +2,8 @@
 /* qcow2-int: what the files of the qcow2 driver share.
  *
  *	qcow2.c		the driver's table, options, open and close
- *	qcow2-header.c	the header, its extensions, and how it is rewritten
+ *	qcow2-header.c	the header and its extensions are read and checked
+ *	qcow2-header-write.c  and rewritten; the extension for bitmaps
  *	qcow2-backing.c	the backing image: the user's, or the one the header names
  *	qcow2-cache.c	slices of L2 tables and of refcount blocks in memory
  *	qcow2-map.c	guest offset -> where the data is; publish; block status
@@ -223,7 +224,7 @@ static inline const char *qcow2_name(const struct qcow2 *s)
 	return s->node->filename ? s->node->filename : s->node->name;
 }
 
-/* qcow2-header.c */
+/* qcow2-header.c, qcow2-header-write.c */
 int qcow2_header_read(struct qcow2 *s, struct error *err);
 void qcow2_header_free(struct qcow2_header *h);
 /* Writes what S->h says, durably, so that a power loss leaves the old or the new

@@ -541,6 +541,45 @@ static void test_shared_cluster(void **state)
 	free(m.data);
 }
 
+/* Random damage to metadata: any answer will do, but there is one, in bounds. */
+static void test_damaged(void **state)
+{
+	uint64_t seed = 99, off;
+	uint8_t *buf = malloc(MB), byte;
+	struct extent v[64];
+
+	memset(buf, 1, MB);
+	create("good.qcow2", (struct qcow2_create){ .size = 4 * MB, .cluster_size = 4096, .refcount_bits = 8 });
+	sh_ok("qemu-io -c 'write 0 1M' -c 'write -z 1M 64k' -c 'discard 2M 1M' good.qcow2");
+	sh_ok("truncate -s 4M base.raw");
+	for (unsigned i = 0; i < 300; i++) {
+		struct extents x = { .v = v, .max = 64 };
+		struct error err;
+		struct node *n = NULL;
+
+		sh_ok("cp good.qcow2 bad.qcow2");
+		for (unsigned k = 0; k <= i % 5; k++) {
+			off = next_random(&seed) % (i & 1 ? 112 : 6 * 4096 + 64);
+			byte = next_random(&seed) % 3 ? 1u << next_random(&seed) % 8 : 0xff;
+			poke("bad.qcow2", off, &byte, 1);
+		}
+		if (open_at(io_blocking(), &n, &err, "{'driver':'qcow2','backing':null,"
+			    "'file':{'driver':'file','filename':'DIR/bad.qcow2'}}"))
+			continue;
+		node_map_chain(n, 0, n->size, &x);
+		for (off = 0; off < 4 * MB && off + MB <= n->size; off += MB) {
+			node_read(n, buf, off, MB);
+			node_discard(n, off, 65536);
+			node_write(n, buf, off, 5000, 0);
+			node_zero(n, off + 65536, 65536, NODE_MAY_UNMAP);
+			node_flush(n);
+			node_write(n, buf, off + 512, 200000, 0);
+		}
+		node_unref(n);
+	}
+	free(buf);
+}
+
 static void test_compressed(void **state)
 {
 	char buf[512];
@@ -588,7 +627,7 @@ int main(void)
 		cmocka_unit_test(test_truncate), cmocka_unit_test(test_header),
 		cmocka_unit_test(test_header_moves_name), cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_refused_numbers), cmocka_unit_test(test_backing),
-		cmocka_unit_test(test_corrupt), cmocka_unit_test(test_shared_cluster),
+		cmocka_unit_test(test_corrupt), cmocka_unit_test(test_damaged), cmocka_unit_test(test_shared_cluster),
 		cmocka_unit_test(test_compressed), cmocka_unit_test(test_meta_clusters),
 	};
 
