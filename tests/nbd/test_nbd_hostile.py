@@ -177,7 +177,7 @@ def test_half_a_write_is_not_a_write(served):
 
 def test_client_vanishes_after_its_requests(served):
     """Requests in flight, replies nobody takes: repeated, since it is a matter of timing."""
-    for i in range(10):
+    for i in range(60):
         c = served.enter()
         for k in range(16):
             c.send(c.pack(CMD_READ, k << 16, 1 << 18))
