@@ -154,8 +154,10 @@ static void tx_flush(struct loop_hook *h)
 {
 	struct conn *c = (struct conn *)((char *)h - offsetof(struct conn, tx_hook));
 
-	if (c->sending || !c->tx)
+	if (c->sending || !c->tx) {
+		co_queue_wake_all(&c->room);	/* sent early: conn_finish() may wait for us */
 		return;
+	}
 	c->sending = true;
 	c->tx_ready = 0;
 	co_start(conn_sender, c);
