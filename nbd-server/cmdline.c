@@ -18,6 +18,7 @@
 #include "common/log.h"
 #include "common/options.h"
 #include "nbd-server/commands.h"
+#include "nbd-server/describe.h"
 #include "nbd-server/monitor.h"
 
 #define LOOPS_MAX 64
@@ -26,7 +27,7 @@ struct option_def {
 	const char *name;		/* NULL: a heading of --help */
 	char letter;			/* 0: none */
 	const char *arg;		/* what --help calls its value; NULL: takes none */
-	const char *help;		/* lines are broken with \n */
+	const char *help;		/* lines are broken with \n; NULL: not shown */
 	/* Takes effect while reading … */
 	void (*take)(struct cmdline *c, const char *text);
 	/* … or in its turn. */
@@ -90,6 +91,14 @@ static void take_loops(struct cmdline *c, const char *text)
 static void take_trace(struct cmdline *c, const char *text)
 {
 	fprintf(stderr, "merinod: warning: --trace %s: there are no trace events; ignored\n", text);
+}
+
+/* For the build: see describe.c. */
+static void take_qmp_commands(struct cmdline *c, const char *text)
+{
+	if (!describe_commands(stdout, text))
+		usage_error("--qmp-commands", "must be pod");
+	exit(0);
 }
 
 static void take_read_only(struct cmdline *c, const char *text)
@@ -197,6 +206,7 @@ static const struct option_def options[] = {
 	{ "loops", 0, "N", "threads that disks are spread over; default 1", .take = take_loops },
 	{ "trace", 'T', "...", "accepted for qemu-storage-daemon's sake; does nothing",
 	  .take = take_trace },
+	{ "qmp-commands", 0, "FORMAT", NULL, .take = take_qmp_commands },
 	{ "help", 'h', NULL, "print this and exit", .take = take_help },
 	{ "version", 'V', NULL, "print the version and exit", .take = take_version },
 };
@@ -225,10 +235,10 @@ static void take_help(struct cmdline *c, const char *text)
 	     "       merinod OPTIONS...\n"
 	     "Serves disk images over NBD, with live bitmaps; speaks QMP.");
 	for (unsigned i = 0; i < N_OPTIONS; i++) {
-		if (options[i].name)
-			print_option(&options[i]);
-		else
+		if (!options[i].name)
 			printf("\n%s\n", options[i].help);
+		else if (options[i].help)
+			print_option(&options[i]);
 	}
 	puts("\nOptions are processed in the order given.  See merinod(8).");
 	exit(0);

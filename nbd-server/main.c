@@ -66,6 +66,8 @@ static void signal_came(int signo)
 static void fail(const struct error *err)
 {
 	fprintf(stderr, "merinod: %s\n", err->text);
+	if (err->hint[0])
+		fprintf(stderr, "merinod: %s\n", err->hint);
 	exit_status = 1;
 }
 
