@@ -10,6 +10,7 @@
 #include "common/io.h"
 #include "common/loop.h"
 
+#define LOOP_SPIN_MAX 32768u	/* ns; as poll-max-ns of QEMU's iothreads */
 #define LOOP_WORKERS_MAX 4	/* threads for calls that the ring lacks */
 
 /* One thing that the loop waits for.  Lives on the waiting coroutine's stack,
@@ -53,6 +54,8 @@ struct loop {
 	bool stop;			/* this thread's view */
 	char name[16];
 	unsigned turn;
+	bool expect_soon;		/* loop_expect_soon() was called in this turn */
+	uint64_t spin_ns;		/* how long looking pays, as far as was seen: 0 … LOOP_SPIN_MAX */
 	struct loop_op *polls;		/* without a ring */
 	struct loop_timer *timers;
 	struct loop_hook *hooks;

@@ -43,6 +43,11 @@ uint64_t loop_now(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+void loop_expect_soon(void)
+{
+	loop_current->expect_soon = true;
+}
+
 /* -- what the loop waits for ------------------------------------------------ */
 
 struct io_uring_sqe *loop_sqe(struct loop *l)
@@ -325,11 +330,63 @@ static void loop_reap(struct loop *l)
 	io_uring_cq_advance(&l->ring, n);
 }
 
-static void loop_turn_ring(struct loop *l, uint64_t patience)
+static inline void cpu_relax(void)
 {
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#endif
+}
+
+/* Something has come, or the kernel has something for us when we enter it. */
+static inline bool loop_has_come(struct loop *l)
+{
+	return io_uring_cq_ready(&l->ring) ||
+	       (__atomic_load_n(l->ring.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN);
+}
+
+/* Looks for a while before it sleeps.  Adapts: what comes within the limit makes
+ * the next look as long, what does not makes it shorter, down to none; a sleep
+ * that turned out to be short makes looking worth a try again. */
+static void loop_spin(struct loop *l)
+{
+	uint64_t start = loop_now(), now = start;
+
+	io_uring_submit_and_get_events(&l->ring);
+	while (!loop_has_come(l)) {
+		cpu_relax();
+		now = loop_now();
+		if (now - start >= l->spin_ns) {
+			l->spin_ns /= 2;
+			return;
+		}
+	}
+	l->spin_ns = LOOP_SPIN_MAX;
+}
+
+static void loop_sleep(struct loop *l, uint64_t patience)
+{
+	uint64_t start = l->expect_soon ? loop_now() : 0;
 	struct io_uring_cqe *cqe;
 	struct __kernel_timespec ts;
 
+	if (l->expect_soon && l->spin_ns && patience > LOOP_SPIN_MAX) {
+		loop_spin(l);
+		if (io_uring_cq_ready(&l->ring))
+			return;
+	}
+	if (patience == UINT64_MAX) {
+		io_uring_submit_and_wait(&l->ring, 1);
+	} else {
+		ts.tv_sec = (long long)(patience / 1000000000u);
+		ts.tv_nsec = (long long)(patience % 1000000000u);
+		io_uring_submit_and_wait_timeout(&l->ring, &cqe, 1, &ts, NULL);
+	}
+	if (start && l->spin_ns < LOOP_SPIN_MAX && loop_now() - start < 2 * LOOP_SPIN_MAX)
+		l->spin_ns = l->spin_ns ? 2 * l->spin_ns : LOOP_SPIN_MAX / 4;
+}
+
+static void loop_turn_ring(struct loop *l, uint64_t patience)
+{
 	if (io_uring_cq_ready(&l->ring)) {
 		loop_reap(l);
 		if (!sched_idle(&l->sched))
@@ -338,13 +395,10 @@ static void loop_turn_ring(struct loop *l, uint64_t patience)
 	if (patience == 0) {
 		if (io_uring_sq_ready(&l->ring) || (l->turn & 15) == 0)
 			io_uring_submit_and_get_events(&l->ring);
-	} else if (patience == UINT64_MAX) {
-		io_uring_submit_and_wait(&l->ring, 1);
 	} else {
-		ts.tv_sec = (long long)(patience / 1000000000u);
-		ts.tv_nsec = (long long)(patience % 1000000000u);
-		io_uring_submit_and_wait_timeout(&l->ring, &cqe, 1, &ts, NULL);
+		loop_sleep(l, patience);
 	}
+	l->expect_soon = false;
 	loop_reap(l);
 }
 
@@ -404,7 +458,7 @@ static int loop_ring_init(struct loop *l)
 {
 	struct io_uring_params best = {
 		.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-			 IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE,
+			 IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE,
 		.cq_entries = LOOP_RING_ENTRIES * 8,
 	};
 	struct io_uring_params plain = { .flags = IORING_SETUP_CLAMP };

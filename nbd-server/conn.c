@@ -145,6 +145,9 @@ static bool rx_fill(struct conn *c)
 	room = RX_SIZE - c->rx_end;
 	if (c->rx_short)
 		room = (uint32_t)min_u64(room, 4096);
+	if (c->rx_requests == 1 && !c->in_flight)
+		loop_expect_soon();	/* a client that waits for each reply */
+	c->rx_requests = 0;
 	n = io_recv(c->io, c->fd, c->rx->data + c->rx_end, room);
 	if (n <= 0)
 		return false;
@@ -299,6 +302,7 @@ static bool take_request(struct conn *c)
 	}
 	parse(c, &rq);
 	c->rx_start += NBD_REQUEST_SIZE;
+	c->rx_requests++;
 	if (rq.type == NBD_CMD_DISC)
 		return false;
 	if (rq.type == NBD_CMD_WRITE)

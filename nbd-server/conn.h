@@ -75,6 +75,7 @@ struct conn {
 	/* Receiving */
 	struct rxbuf *rx;
 	uint32_t rx_start, rx_end;	/* bytes of rx->data not parsed yet */
+	unsigned rx_requests;		/* parsed since the last receive */
 	bool rx_short;			/* large writes come: receive headers alone */
 	/* Requests */
 	unsigned in_flight;		/* request coroutines */
