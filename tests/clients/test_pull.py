@@ -370,7 +370,7 @@ def test_help_and_version(merino):
 
 
 def test_man_page_has_every_option(merino):
-    page = (pathlib.Path(__file__).resolve().parents[2] / "doc" / "merino.pod").read_text()
+    page = (pathlib.Path(__file__).resolve().parents[2] / "doc" / "merino.1.pod").read_text()
     items = [line for line in page.splitlines() if line.startswith("=item B<-")]
     help_lines = [line for line in merino.pull("--help").stdout.splitlines() if line.startswith("  -") or "   --" in line]
     options = re.compile(r"--?[A-Za-z][a-z-]*(?:=[A-Z]+|\[=FD\])?")
