@@ -23,7 +23,8 @@ objs     = $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard $(1)/*.c)))
 LIB_OBJS = $(foreach d,common format bitmaps backup,$(call objs,$(d)))
 PROGRAMS = $(BUILD)/merinod $(BUILD)/merino
 UNIT     = $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(sort $(wildcard tests/unit/test-*.c)))
-MANS     = $(patsubst doc/%.pod,$(BUILD)/doc/%,$(sort $(wildcard doc/*.[158].pod)))
+MANS     = $(patsubst doc/%.pod,$(BUILD)/doc/%,$(sort $(wildcard doc/*.[1578].pod))) \
+           $(BUILD)/doc/merinod-qmp.7
 
 .PHONY: all programs mans unit help deps check check-run check-asan check-tsan check-valgrind \
         demo bench lint install clean
@@ -50,10 +51,18 @@ $(BUILD)/libserver.a: $(filter-out %/main.o,$(call objs,nbd-server))
 	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
 unit: $(UNIT)				## the unit tests' programs
 
+pod2man  = pod2man -u -r "merino $(VERSION)" -c "Merino" \
+		-n $(shell echo $(basename $*) | tr a-z A-Z) -s $(subst .,,$(suffix $*)) $< $@
 $(BUILD)/doc/%: doc/%.pod
 	@mkdir -p $(@D)
-	$(call say,MAN)pod2man -u -r "merino $(VERSION)" -c "Merino" \
-		-n $(shell echo $(basename $*) | tr a-z A-Z) -s $(subst .,,$(suffix $*)) $< $@
+	$(call say,MAN)$(pod2man)
+$(BUILD)/doc/%: $(BUILD)/doc/%.pod
+	$(call say,MAN)$(pod2man)
+# The list of commands comes from the program's own table.
+$(BUILD)/doc/merinod-qmp.7.pod: doc/merinod-qmp.7.pod.in $(BUILD)/merinod
+	@mkdir -p $(@D)
+	$(call say,POD)$(BUILD)/merinod --qmp-commands=pod > $@.list && \
+		sed -e '/^@COMMANDS@$$/{r '$@.list -e 'd}' $< > $@.tmp && rm $@.list && mv $@.tmp $@
 
 help:					## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/\1\t/' | expand -t 18
