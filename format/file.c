@@ -136,7 +136,7 @@ static int file_write(struct node *n, const void *buf, uint64_t off, size_t len,
 		rc = io_pwrite(s->f, buf, len, off, how);
 	if (!rc && off + len > n->size)
 		n->size = off + len;
-	if (rc && (flags & NODE_FUA))
+	if (rc == -EIO && (flags & NODE_FUA))
 		s->flush_error = rc;	/* as for a flush: unknown what is on storage */
 	return rc;
 }

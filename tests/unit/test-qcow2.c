@@ -582,7 +582,7 @@ static void test_damaged(void **state)
 
 static void test_compressed(void **state)
 {
-	char buf[512];
+	char buf[512] = "";
 	struct node *n;
 
 	sh_ok("truncate -s 4M z.raw; printf x | dd of=z.raw conv=notrunc status=none; qemu-img convert -q -c -O qcow2 z.raw z.qcow2");
