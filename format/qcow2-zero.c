@@ -114,7 +114,7 @@ static int zero_run(struct qcow2 *s, uint64_t off, uint64_t len, enum how how, u
 
 static int zero_whole(struct qcow2 *s, uint64_t off, uint64_t end, enum how how)
 {
-	uint64_t done;
+	uint64_t done = 0;
 	int rc = 0;
 
 	for (; off < end && !rc; off += done)
