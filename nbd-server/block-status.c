@@ -12,6 +12,7 @@
 #include "nbd-server/conn.h"
 
 #define STATUS_EXTENTS_MAX 16384u	/* in one chunk: 128 KiB */
+#define STATUS_FOR_ONE 16u		/* looked at for REQ_ONE: equal ones are joined */
 
 /* What a run means in a context. */
 static uint32_t descriptor_flags(const struct export_context *ctx, const struct extent *e)
@@ -29,11 +30,14 @@ static uint32_t descriptor_flags(const struct export_context *ctx, const struct 
 
 static int collect(struct request *rq, const struct export_context *ctx, struct extents *x)
 {
+	int rc;
+
 	if (ctx->kind == CONTEXT_BITMAP) {
 		bitmap_extents(ctx->bitmap, rq->off, rq->len, x);
 		return x->n ? 0 : -EIO;
 	}
-	return node_map_chain(rq->conn->node, rq->off, rq->len, x);
+	rc = node_map_chain(rq->conn->node, rq->off, rq->len, x);
+	return !rc && !x->n ? -EIO : rc;
 }
 
 /* Writes descriptors into P, merging runs that are equal in this context.
@@ -61,18 +65,16 @@ static uint32_t describe(const struct export_context *ctx, const struct extents 
 	return n;
 }
 
-static int status_of(struct request *rq, unsigned id, bool last, struct extents *x)
+/* The chunk for context ID; X has room. */
+static int status_reply(struct request *rq, unsigned id, bool last, struct extents *x)
 {
 	struct conn *c = rq->conn;
 	const struct export_context *ctx = &c->export->contexts[id];
+	int rc = collect(rq, ctx, x);
 	uint8_t be_id[4];
 	struct reply *r;
 	uint32_t n;
-	int rc;
 
-	x->n = 0;
-	x->total = 0;
-	rc = collect(rq, ctx, x);
 	if (rc)
 		return rc;
 	r = reply_new(c, x->n * 8);
@@ -86,17 +88,29 @@ static int status_of(struct request *rq, unsigned id, bool last, struct extents 
 	return 0;
 }
 
+static int status_of(struct request *rq, unsigned id, bool last)
+{
+	struct extents x = { .max = rq->flags & NBD_CMD_FLAG_REQ_ONE ? STATUS_FOR_ONE
+								     : STATUS_EXTENTS_MAX };
+	uint32_t cost = x.max * (uint32_t)sizeof(struct extent);
+	int rc;
+
+	request_wait_room(rq, NULL, cost);
+	conn_charge(rq->conn, cost);
+	x.v = malloc(cost);
+	rc = x.v ? status_reply(rq, id, last, &x) : -ENOMEM;
+	free(x.v);
+	conn_credit(rq->conn, cost);
+	return rc;
+}
+
 void request_block_status(struct request *rq)
 {
 	struct conn *c = rq->conn;
-	struct extents x = { .max = STATUS_EXTENTS_MAX };
-	int rc;
+	int rc = 0;
 
-	x.v = malloc(STATUS_EXTENTS_MAX * sizeof(struct extent));
-	rc = x.v ? 0 : -ENOMEM;
-	for (unsigned i = 0; i < c->a.n_contexts && !rc; i++)
-		rc = status_of(rq, c->a.contexts[i], i + 1 == c->a.n_contexts, &x);
-	free(x.v);
+	for (unsigned i = 0; i < c->a.n_contexts && !rc && !c->dead; i++)
+		rc = status_of(rq, c->a.contexts[i], i + 1 == c->a.n_contexts);
 	if (rc)
 		reply_status(rq, nbd_error(rc));
 }

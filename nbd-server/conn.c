@@ -8,6 +8,7 @@
  */
 #include "nbd-server/conn.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -27,6 +28,7 @@
 static _Atomic uint64_t server_mem;	/* bytes charged by all connections of all loops */
 static __thread struct rxbuf *rx_pool;
 static __thread unsigned rx_pool_size;
+static __thread unsigned requests_here;	/* in flight on this thread */
 
 /* -- memory ----------------------------------------------------------------- */
 
@@ -53,9 +55,9 @@ bool conn_has_room(const struct conn *c, uint32_t bytes)
 	       atomic_load_explicit(&server_mem, memory_order_relaxed) + bytes <= SERVER_MEM_MAX;
 }
 
-void conn_wait_room(struct conn *c, uint32_t bytes)
+void conn_wait_room(struct conn *c, const struct reply *stream, uint32_t bytes)
 {
-	while (!c->dead && !conn_has_room(c, bytes)) {
+	while (!c->dead && !conn_has_room(c, bytes) && !(stream && c->tx_dry == stream)) {
 		if (c->mem + bytes > CONN_MEM_MAX)
 			co_queue_wait(&c->room);
 		else
@@ -63,7 +65,7 @@ void conn_wait_room(struct conn *c, uint32_t bytes)
 	}
 }
 
-static struct rxbuf *rxbuf_get(void)
+static struct rxbuf *rxbuf_get(struct conn *c)
 {
 	struct rxbuf *b = rx_pool;
 
@@ -76,13 +78,15 @@ static struct rxbuf *rxbuf_get(void)
 			return NULL;
 	}
 	b->refs = 1;
+	conn_charge(c, RX_SIZE);
 	return b;
 }
 
-void rxbuf_unref(struct rxbuf *b)
+void rxbuf_unref(struct conn *c, struct rxbuf *b)
 {
 	if (--b->refs)
 		return;
+	conn_credit(c, RX_SIZE);
 	if (rx_pool_size >= RX_POOL_MAX) {
 		free(b);
 		return;
@@ -117,14 +121,16 @@ static bool rx_make_space(struct conn *c)
 	uint32_t have = rx_have(c);
 	struct rxbuf *b;
 
+	if (c->rx->refs > 1)
+		conn_wait_room(c, NULL, RX_SIZE);
 	if (c->rx->refs == 1) {
 		memmove(c->rx->data, c->rx->data + c->rx_start, have);
 	} else {
-		b = rxbuf_get();
+		b = rxbuf_get(c);
 		if (!b)
 			return false;
 		memcpy(b->data, c->rx->data + c->rx_start, have);
-		rxbuf_unref(c->rx);
+		rxbuf_unref(c, c->rx);
 		c->rx = b;
 	}
 	c->rx_start = 0;
@@ -202,13 +208,31 @@ static void parse(struct conn *c, struct request *rq)
 	memcpy(&rq->cookie, p + 8, 8);
 }
 
-/* Waits until the request may start, then starts it. */
+/* The last of a loop's requests are for those who have none. */
+static bool may_start(const struct conn *c)
+{
+	return !c->in_flight || c->dead ||
+	       (c->in_flight < CONN_REQUESTS_MAX && requests_here < LOOP_REQUESTS_MAX);
+}
+
+/* Waits until the request may start, then starts it.  At the gate it is the reader
+ * that waits: requests that have not begun hold no memory that was counted. */
 static void dispatch(struct conn *c, struct request *rq)
 {
-	while (c->in_flight >= CONN_REQUESTS_MAX && !c->dead)
+	while (!may_start(c))
 		co_queue_wait(&c->room);
+	gate_enter(&c->node->gate);
 	c->in_flight++;
+	requests_here++;
 	co_start(request_run, rq);
+}
+
+void conn_request_ended(struct conn *c)
+{
+	c->in_flight--;
+	requests_here--;
+	if (c->room.head)
+		co_queue_wake_all(&c->room);
 }
 
 /* A write that is too long to hold: received and written piece by piece, in
@@ -221,7 +245,7 @@ static bool write_in_pieces(struct conn *c, struct request *rq)
 	bool ok = true;
 	int rc;
 
-	conn_wait_room(c, REQUEST_PIECE);
+	conn_wait_room(c, NULL, REQUEST_PIECE);
 	block = reply_new(c, REQUEST_PIECE);
 	rc = block ? 0 : -ENOMEM;
 	while (left && ok) {
@@ -247,7 +271,7 @@ static bool write_in_pieces(struct conn *c, struct request *rq)
 /* A payload in a block of its own, received straight into place. */
 static bool write_from_block(struct conn *c, struct request *rq)
 {
-	conn_wait_room(c, rq->len);
+	conn_wait_room(c, NULL, rq->len);
 	rq->block = reply_new(c, rq->len);
 	if (!rq->block)
 		return false;
@@ -260,6 +284,13 @@ static bool write_from_block(struct conn *c, struct request *rq)
 	return true;
 }
 
+/* Refusals cost memory too when the client does not read them. */
+static void refuse(struct request *rq, uint32_t error)
+{
+	conn_wait_room(rq->conn, NULL, 0);
+	reply_status(rq, error);
+}
+
 static bool take_write(struct conn *c, struct request *rq)
 {
 	uint32_t error = request_check(rq);
@@ -270,7 +301,7 @@ static bool take_write(struct conn *c, struct request *rq)
 	if (error) {
 		if (!rx_take(c, NULL, rq->len))
 			return false;
-		reply_status(rq, error);
+		refuse(rq, error);
 		return true;
 	}
 	if (rq->len > REQUEST_PIECE)
@@ -279,7 +310,7 @@ static bool take_write(struct conn *c, struct request *rq)
 		return write_from_block(c, rq);
 	if (!rx_need(c, rq->len))
 		return false;
-	conn_wait_room(c, rq->len);
+	conn_wait_room(c, NULL, 0);
 	rq->payload = c->rx->data + c->rx_start;
 	rq->rx = c->rx;
 	rq->rx->refs++;
@@ -310,12 +341,11 @@ static bool take_request(struct conn *c)
 	c->rx_short = false;
 	error = request_check(&rq);
 	if (error) {
-		/* Refusals cost memory too when the client does not read them. */
-		conn_wait_room(c, 64);
-		reply_status(&rq, error);
+		refuse(&rq, error);
 		return true;
 	}
-	conn_wait_room(c, rq.type == NBD_CMD_READ ? (uint32_t)min_u64(rq.len, REQUEST_PIECE) : 64);
+	conn_wait_room(c, NULL,
+		       rq.type == NBD_CMD_READ ? (uint32_t)min_u64(rq.len, REQUEST_PIECE) : 0);
 	dispatch(c, &rq);
 	return true;
 }
@@ -365,7 +395,8 @@ static void conn_finish(struct conn *c, struct conn_end *end)
 		co_queue_wait(&c->room);
 	conn_unlink(c);
 	close(c->fd);
-	rxbuf_unref(c->rx);
+	rxbuf_unref(c, c->rx);
+	assert(!c->mem);
 	*end = (struct conn_end){
 		.msg.fn = conn_ended, .export = c->export, .listener = c->a.listener,
 	};
@@ -400,6 +431,7 @@ static void conn_started(struct loop_msg *m)
 
 	loop_end_hook_queue(&end, pools_drain);
 	c->rx = s->rx;
+	conn_charge(c, RX_SIZE);
 	c->io = loop_io(loop_self());
 	c->tx_end = &c->tx;
 	c->next = c->export->conns;

@@ -9,8 +9,10 @@
  *
  * Bounds: a connection has at most CONN_REQUESTS_MAX requests in flight and,
  * beyond its first, waits while it holds CONN_MEM_MAX bytes of payloads and
- * replies; all connections of all loops together wait above SERVER_MEM_MAX.
- * Large requests are served in pieces, so none costs more than REQUEST_PIECE.
+ * replies; all connections of all loops together wait above SERVER_MEM_MAX, and
+ * those of one loop above LOOP_REQUESTS_MAX requests.  Large requests are served
+ * in pieces, and memory is asked for before each, outside the gate: a client that
+ * does not read makes nobody wait.
  */
 #ifndef MERINO_CONN_H
 #define MERINO_CONN_H
@@ -27,6 +29,7 @@
 #include "nbd-server/transmission.h"
 
 #define CONN_REQUESTS_MAX 128
+#define LOOP_REQUESTS_MAX 4096		/* each has a stack */
 #define CONN_MEM_MAX (12u << 20)
 #define SERVER_MEM_MAX (192u << 20)
 #define REQUEST_PIECE (2u << 20)	/* bytes of a large read or write handled at a time */
@@ -79,13 +82,14 @@ struct conn {
 	bool rx_short;			/* large writes come: receive headers alone */
 	/* Requests */
 	unsigned in_flight;		/* request coroutines */
-	uint32_t mem;			/* bytes charged */
+	uint32_t mem;			/* bytes charged: replies, payloads, receive buffers */
 	struct co_queue room;		/* waits for in_flight or mem to fall */
 	/* Sending */
 	struct reply *tx, **tx_end;
 	unsigned tx_ready;		/* replies queued since the last send */
 	bool sending;			/* the sender coroutine exists */
-	struct co_queue tx_more;	/* the sender waits for a stream's next piece */
+	struct co_queue tx_more;	/* the sender waits for a stream's next piece … */
+	struct reply *tx_dry;		/* … of this stream: it needs no room for that one */
 	struct loop_hook tx_hook;
 };
 
@@ -103,8 +107,12 @@ struct request {
 
 /* request.c: 0, or the NBD error to reply with. */
 uint32_t request_check(const struct request *rq);
-/* Body of a request's coroutine; ARG is copied before anything else. */
+/* Body of a request's coroutine, inside the gate, which it leaves; ARG is copied
+ * before anything else. */
 void request_run(void *arg);
+/* Before a request holds BYTES more: waits for room, outside the gate.  What its
+ * caller holds meanwhile is queued: sending frees it.  STREAM as in conn_wait_room(). */
+void request_wait_room(struct request *rq, const struct reply *stream, uint32_t bytes);
 uint32_t nbd_error(int rc);		/* NBD's number for an -errno */
 
 /* request-read.c: serves and replies. */
@@ -132,13 +140,16 @@ bool conn_tx_idle(const struct conn *c);
 /* Gives what this thread pooled back to the system. */
 void reply_pool_drain(void);
 
-/* conn.c */
+/* conn.c.  A request of this connection has ended. */
+void conn_request_ended(struct conn *c);
 void conn_charge(struct conn *c, uint32_t bytes);
 void conn_credit(struct conn *c, uint32_t bytes);
 bool conn_has_room(const struct conn *c, uint32_t bytes);
-void conn_wait_room(struct conn *c, uint32_t bytes);
+/* STREAM (NULL: none) gets its next piece without room when the sender waits for
+ * it: memory held by answers behind it only comes back after it. */
+void conn_wait_room(struct conn *c, const struct reply *stream, uint32_t bytes);
 /* Ends the connection from inside: the socket is shut down, the reader notices. */
 void conn_kill(struct conn *c);
-void rxbuf_unref(struct rxbuf *b);
+void rxbuf_unref(struct conn *c, struct rxbuf *b);
 
 #endif

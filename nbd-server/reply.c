@@ -180,6 +180,8 @@ void reply_stream_add(struct conn *c, struct reply *s, struct reply *piece)
 	piece->next = NULL;
 	*s->pieces_end = piece;
 	s->pieces_end = &piece->next;
+	if (c->tx_dry == s)
+		c->tx_dry = NULL;
 	co_queue_wake_all(&c->tx_more);
 }
 
@@ -313,6 +315,8 @@ static void send_stream(struct conn *c, struct reply *s)
 		if (!p) {
 			if (s->ended)
 				break;
+			c->tx_dry = s;
+			co_queue_wake_all(&c->room);
 			co_queue_wait(&c->tx_more);
 			continue;
 		}
@@ -324,6 +328,7 @@ static void send_stream(struct conn *c, struct reply *s)
 	}
 	while (!s->ended)		/* the reading side still refers to it */
 		co_queue_wait(&c->tx_more);
+	c->tx_dry = NULL;
 }
 
 /* Takes plain replies off the queue, up to and with one that has more behind

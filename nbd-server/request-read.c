@@ -96,7 +96,7 @@ static int read_stream(struct request *rq, uint64_t off, uint32_t len, bool last
 		uint32_t now = (uint32_t)min_u64(len, REQUEST_PIECE / 2);
 		struct reply *p;
 
-		conn_wait_room(c, now);
+		request_wait_room(rq, s, now);
 		p = reply_new(c, now);
 		rc = p ? node_read(c->node, reply_payload(p), off, now) : -ENOMEM;
 		if (!rc) {
@@ -155,6 +155,7 @@ static int read_with_holes(struct request *rq)
 			uint32_t len = (uint32_t)v[i].len;
 			bool last = off + len == end;
 
+			request_wait_room(rq, NULL, (uint32_t)min_u64(len, REQUEST_PIECE));
 			rc = v[i].flags & EXTENT_ZERO ? read_hole(rq, off, len, last)
 						      : read_data(rq, off, len, last);
 			off += len;

@@ -140,17 +140,26 @@ static int serve(struct request *rq)
 	}
 }
 
+void request_wait_room(struct request *rq, const struct reply *stream, uint32_t bytes)
+{
+	struct conn *c = rq->conn;
+
+	if (conn_has_room(c, bytes))
+		return;
+	gate_leave(&c->node->gate);
+	conn_wait_room(c, stream, bytes);
+	gate_enter(&c->node->gate);
+}
+
 static void request_done(struct request *rq)
 {
 	struct conn *c = rq->conn;
 
 	if (rq->rx)
-		rxbuf_unref(rq->rx);
+		rxbuf_unref(c, rq->rx);
 	if (rq->block)
 		reply_free(c, rq->block);
-	c->in_flight--;
-	if (c->room.head)
-		co_queue_wake_all(&c->room);
+	conn_request_ended(c);
 }
 
 void request_run(void *arg)
@@ -158,7 +167,6 @@ void request_run(void *arg)
 	struct request rq = *(struct request *)arg;
 	struct conn *c = rq.conn;
 
-	gate_enter(&c->node->gate);
 	if (rq.type == NBD_CMD_READ)
 		request_read(&rq);
 	else if (rq.type == NBD_CMD_BLOCK_STATUS)
