@@ -120,9 +120,11 @@ int node_discard(struct node *n, uint64_t off, uint64_t len)
 	return rc;
 }
 
+/* cache.no-flush saves the fsync of the storage; a format's tables are written to
+ * its file all the same, so that who flushed hears of what fails. */
 int node_flush(struct node *n)
 {
-	if (n->cache_no_flush || !n->driver->flush)
+	if (!n->driver->flush || (n->cache_no_flush && n->protocol))
 		return 0;
 	return n->driver->flush(n);
 }

@@ -322,6 +322,26 @@ def test_sync_fails(disk, merino, tmp):
     assert os.listdir(merino.cwd) == []
 
 
+@pytest.mark.parametrize("end", range(6))
+def test_storing_fails(disk, merino, tmp, end):
+    """A write that fails, one of the last included (the tables): no image and no success."""
+    tools.need("strace")
+
+    def traced(*inject):
+        return subprocess.run(["strace", "-f", "-qq", "-o", tmp / "trace", "-e", "trace=pwrite64,pwritev2", *inject,
+                               *merino.argv("pull", disk.uri(), "full")], cwd=merino.cwd, text=True,
+                              stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    done = traced()
+    if "ptrace" in done.stderr:
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    writes = len((tmp / "trace").read_text().splitlines())
+    out(merino, "full").unlink()
+    done = traced("-e", f"inject=pwrite64,pwritev2:error=EIO:when={writes - end}+")
+    assert done.returncode == 1 and "Input/output error" in done.stderr, done.stderr
+    assert os.listdir(merino.cwd) == []
+
+
 # --- the program
 
 def test_progress(disk, merino):
