@@ -191,8 +191,8 @@ static void uring_judge(struct io_file *f, uint64_t ns, size_t len)
 {
 	uint64_t wait = ns > len / 2 ? ns - len / 2 : 0;
 
-	if (wait > 1000000000u)
-		wait = 1000000000u;
+	if (wait > 4 * WRITE_NS_MAX)
+		wait = 4 * WRITE_NS_MAX;	/* one long one may be the scheduler's doing */
 	f->write_ns = (uint32_t)((f->write_ns * 7ull + wait) / 8);
 }
 
