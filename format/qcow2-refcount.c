@@ -213,6 +213,13 @@ static int claim(struct qcow2 *s, uint64_t first, uint64_t count)
 	return rc;
 }
 
+/* Nothing came of COUNT clusters from FIRST on: they may be claimed again. */
+static void unclaim(struct qcow2 *s, uint64_t first, uint64_t count)
+{
+	if (!s->corrupt)		/* else it may be another's metadata */
+		qcow2_meta_remove(s, first << s->cluster_bits, count);
+}
+
 static int write_table(struct qcow2 *s, const uint8_t *table, uint64_t bytes, uint64_t host)
 {
 	const uint64_t piece = 1u << 20;
@@ -292,8 +299,10 @@ static int grow_table(struct qcow2 *s, uint64_t index)
 		rc = qcow2_meta_add(s, first << s->cluster_bits, blocks + clusters);
 	if (!rc)
 		rc = switch_table(s, table, (first + blocks) << s->cluster_bits, clusters);
-	if (rc)
-		free(table);
+	if (!rc)
+		return 0;
+	unclaim(s, first, blocks + clusters);
+	free(table);
 	return rc;
 }
 
@@ -309,7 +318,7 @@ static uint64_t table_end(const struct qcow2 *s)
 
 static int make_run(struct qcow2 *s, uint64_t count, uint64_t *host)
 {
-	uint64_t blocks = blocks_for(s, count), index = table_end(s), first;
+	uint64_t blocks = blocks_for(s, count), index = table_end(s), first, i = 0;
 	int rc = 0;
 
 	for (; index + blocks > s->reftable_entries && !rc; index = table_end(s))
@@ -319,8 +328,10 @@ static int make_run(struct qcow2 *s, uint64_t count, uint64_t *host)
 		rc = write_blocks(s, first, blocks, blocks + count);
 	if (!rc)
 		rc = qcow2_meta_add(s, first << s->cluster_bits, blocks);
-	for (uint64_t i = 0; i < blocks && !rc; i++)
-		rc = write_table_entry(s, index + i, (first + i) << s->cluster_bits);
+	while (!rc && i < blocks && !(rc = write_table_entry(s, index + i, (first + i) << s->cluster_bits)))
+		i++;
+	if (rc)		/* those that are in the table stay, and what they count is leaked */
+		unclaim(s, first + i, blocks - i);
 	*host = (first + blocks) << s->cluster_bits;
 	return rc;
 }
@@ -352,6 +363,8 @@ int refcount_make_block(struct qcow2 *s, uint64_t cluster)
 			rc = qcow2_meta_add(s, first << s->cluster_bits, 1);
 		if (!rc)
 			rc = write_table_entry(s, index, first << s->cluster_bits);
+		if (rc)
+			unclaim(s, first, 1);
 	}
 	co_mutex_unlock(&s->alloc_lock);
 	if (rc)

@@ -246,7 +246,7 @@ static void test_failures(void **state)
 {
 	struct run first = { .sim = io_sim_new(2) };
 
-	first_life(&first, 1);		/* one refcount block for all: failures are ours */
+	first_life(&first, 16);
 	for (unsigned n = 1; n < 60; n++) {
 		struct run r = first;
 
