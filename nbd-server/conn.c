@@ -22,7 +22,7 @@
 #include "nbd-server/daemon.h"
 #include "nbd-server/listener.h"
 
-#define ROOM_RETRY_NS 5000000u	/* how often to look whether others gave memory back */
+#define ROOM_RETRY_NS 50000000u	/* how often to look whether others gave memory back */
 #define RX_POOL_MAX 16		/* idle receive buffers kept by a thread */
 
 static _Atomic uint64_t server_mem;	/* bytes charged by all connections of all loops */
@@ -55,13 +55,26 @@ bool conn_has_room(const struct conn *c, uint32_t bytes)
 	       atomic_load_explicit(&server_mem, memory_order_relaxed) + bytes <= SERVER_MEM_MAX;
 }
 
+struct room_timer {
+	struct loop_timer timer;
+	struct conn *conn;
+};
+
+static void room_retry(struct loop_timer *t)
+{
+	co_queue_wake_all(&((struct room_timer *)t)->conn->room);
+}
+
 void conn_wait_room(struct conn *c, const struct reply *stream, uint32_t bytes)
 {
+	struct room_timer t = { .conn = c };
+
 	while (!c->dead && !conn_has_room(c, bytes) && !(stream && c->tx_dry == stream)) {
-		if (c->mem + bytes > CONN_MEM_MAX)
-			co_queue_wait(&c->room);
-		else
-			io_sleep(c->io, ROOM_RETRY_NS);	/* others hold it */
+		/* Others hold it, perhaps on other loops: they do not wake us. */
+		if (c->mem + bytes <= CONN_MEM_MAX)
+			loop_timer_set(&t.timer, loop_now() + ROOM_RETRY_NS, room_retry);
+		co_queue_wait(&c->room);
+		loop_timer_cancel(&t.timer);
 	}
 }
 

@@ -23,6 +23,14 @@ def rss(d):
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def cpu_seconds(d):
+    """Processor time the daemon has used; 0 where a sanitizer multiplies it."""
+    if sanitized():
+        return 0
+    with open(f"/proc/{d.proc.pid}/stat") as f:
+        return sum(int(n) for n in f.read().rpartition(")")[2].split()[11:13]) / os.sysconf("SC_CLK_TCK")
+
+
 def send_unread(c, data):
     """As much of DATA as the server takes from a client that reads nothing; True when it took all."""
     c.sock.settimeout(1)
@@ -126,3 +134,20 @@ def test_an_export_with_stuck_clients_can_be_removed(daemon, tmp):
     d.qmp.cmd("block-export-del", id="disk", mode="hard")
     assert time.monotonic() - began < 5
     d.qmp.cmd("nbd-server-stop")
+
+
+def test_a_crowd_that_waits_costs_no_time(daemon, tmp):
+    """Memory is short for all of them: they wait, they do not look again and again; who reads is served."""
+    path = tools.create(tmp / "a.qcow2", "4M")
+    tools.qemu_io(path, "write -P 7 0 4M")
+    d = daemon.serve(path)
+    for _ in range(95):
+        c = d.enter()
+        c.send(b"".join(c.pack(CMD_READ, 0, 1 << 20) for _ in range(100)))
+    time.sleep(0.5)
+    before = cpu_seconds(d)
+    time.sleep(1)
+    assert cpu_seconds(d) - before < 0.1
+    c = d.enter()
+    cookies = [c.start(CMD_READ, 0, 1 << 20) for _ in range(32)]
+    assert all(c.answer(cookie).error == 0 for cookie in cookies)
