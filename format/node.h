@@ -131,7 +131,6 @@ struct node {
 	struct tap *taps;
 	struct gate gate;		/* used when the node is the root of a disk */
 	struct bitmap *bitmaps;		/* owned by bitmaps/ */
-	bool bitmaps_changed;		/* the stored ones differ from those in memory */
 	struct node *next;		/* in graph->nodes */
 };
 

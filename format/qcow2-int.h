@@ -338,6 +338,8 @@ int qcow2_meta_add(struct qcow2 *s, uint64_t host, uint64_t count);
 void qcow2_meta_remove(struct qcow2 *s, uint64_t host, uint64_t count);
 /* Whether data may be written to [host, host+len); if not, the image is marked. */
 int qcow2_check_target(struct qcow2 *s, uint64_t host, uint64_t len);
+/* Whether COUNT clusters are one user's: counted once, and no metadata that we know of. */
+bool qcow2_is_owned(struct qcow2 *s, uint64_t host, uint64_t count);
 /* Marks the image corrupt and stops all writes; returns -EIO. */
 int qcow2_mark_corrupt(struct qcow2 *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 

@@ -200,10 +200,10 @@ static int write_new(struct qcow2 *s, struct slice *sl, const void *buf, uint64_
 	f.end = align_up(off + r->len, s->cluster_size);
 	want = got = (f.end - f.guest) >> s->cluster_bits;
 	f.old = f.host = r->host - (off - f.guest);
-	if (f.kind != RUN_ZERO_ALLOCATED)
-		rc = qcow2_alloc(s, want, &f.host, &got, &f.fresh);
-	else
+	if (f.kind == RUN_ZERO_ALLOCATED || f.kind == RUN_SHARED)	/* written to, or freed */
 		rc = qcow2_check_target(s, f.host, got << s->cluster_bits);
+	if (!rc && f.kind != RUN_ZERO_ALLOCATED)
+		rc = qcow2_alloc(s, want, &f.host, &got, &f.fresh);
 	if (rc)
 		return rc;
 	f.end = f.guest + (got << s->cluster_bits);

@@ -101,24 +101,34 @@ void qcow2_meta_remove(struct qcow2 *s, uint64_t host, uint64_t count)
 		set_del(&s->meta, (host >> s->cluster_bits) + i);
 }
 
+/* Adds what one table is, or points to; two tables in one place are damage. */
+static int add_new(struct qcow2 *s, uint64_t host, uint64_t count)
+{
+	size_t n = s->meta.n;
+	int rc = qcow2_meta_add(s, host, count);
+
+	return rc ? rc : s->meta.n - n == count ? 0 : -EUCLEAN;
+}
+
 /* Collects what the tables in memory point to.  A pointer that makes no sense is
- * refused when it is followed. */
+ * refused when it is followed; -EUCLEAN when tables lie over one another: to write
+ * one is to destroy the other. */
 int qcow2_meta_init(struct qcow2 *s)
 {
 	uint64_t l1_clusters = DIV_ROUND_UP(s->h.l1_size * 8ull, s->cluster_size), entry;
-	int rc = qcow2_meta_add(s, s->h.l1_offset, l1_clusters);
+	int rc = add_new(s, s->h.l1_offset, l1_clusters);
 
 	if (!rc)
-		rc = qcow2_meta_add(s, s->h.reftable_offset, s->h.reftable_clusters);
+		rc = add_new(s, s->h.reftable_offset, s->h.reftable_clusters);
 	for (uint64_t i = 0; i < s->h.l1_size && !rc; i++) {
 		entry = l1_entry(s, i) & QCOW2_OFFSET;
 		if (entry)
-			rc = qcow2_meta_add(s, entry, 1);
+			rc = add_new(s, entry, 1);
 	}
 	for (uint64_t i = 0; i < s->reftable_entries && !rc; i++) {
 		entry = get_be64(s->reftable + i * 8);
 		if (entry)
-			rc = qcow2_meta_add(s, entry, 1);
+			rc = add_new(s, entry, 1);
 	}
 	return rc;
 }
@@ -133,6 +143,21 @@ int qcow2_check_target(struct qcow2 *s, uint64_t host, uint64_t len)
 						  " would overwrite metadata",
 						  c << s->cluster_bits);
 	return 0;
+}
+
+bool qcow2_is_owned(struct qcow2 *s, uint64_t host, uint64_t count)
+{
+	uint64_t cluster = host >> s->cluster_bits, refs = 1;
+
+	for (; count && refs == 1; count--, cluster++) {
+		struct slice *sl;
+
+		if (!cluster || set_has(&s->meta, cluster) || refcount_slice(s, cluster, &sl))
+			return false;
+		refs = refcount_get(s, sl, cluster);
+		cache_unpin(&s->ref, sl);
+	}
+	return refs == 1;
 }
 
 int qcow2_mark_corrupt(struct qcow2 *s, const char *fmt, ...)

@@ -67,19 +67,22 @@ static bool nothing_to_do(const struct qcow2 *s, const struct run *r, enum how h
 	}
 }
 
-/* Changes the entries of R, a run of whole clusters in SL; nothing suspends here. */
-static void change(struct qcow2 *s, struct slice *sl, uint64_t off, const struct run *r, enum how how)
+/* Changes the entries of R, a run of whole clusters in SL; suspends only to fail. */
+static int change(struct qcow2 *s, struct slice *sl, uint64_t off, const struct run *r, enum how how)
 {
 	uint64_t count = DIV_ROUND_UP(r->len, s->cluster_size);
 	bool keep = how == HOW_ZERO && r->kind == RUN_DATA;
 	bool frees = !keep && r->kind != RUN_UNALLOCATED;
 	uint64_t entry = how == HOW_DISCARD && !s->has_backing ? 0 : QCOW2_ZERO;
 
+	if (frees && qcow2_check_target(s, r->host, count << s->cluster_bits))
+		return -EIO;		/* a bad pointer: metadata is not freed */
 	if (keep)
 		entry = r->host | QCOW2_COPIED | QCOW2_ZERO;
 	qcow2_publish(s, sl, off, count, entry, keep ? s->cluster_size : 0);
 	if (frees)
 		qcow2_unref_later(s, r->host, count);
+	return 0;
 }
 
 /* One step on whole clusters, within one slice. */
@@ -106,7 +109,7 @@ static int zero_run(struct qcow2 *s, uint64_t off, uint64_t len, enum how how, u
 	if (r.kind >= RUN_COMPRESSED)
 		rc = qcow2_bad_entry(s, off, &r);
 	else if (!nothing_to_do(s, &r, how))
-		change(s, sl, off, &r, how);
+		rc = change(s, sl, off, &r, how);
 	range_leave(&s->ranges, &in_use);
 	cache_unpin(&s->l2, sl);
 	return rc;

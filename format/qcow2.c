@@ -155,6 +155,16 @@ static int read_tables(struct qcow2 *s, struct error *err)
 	return rc ? error_errno(err, rc, "Could not read refcount table") : 0;
 }
 
+static int collect_tables(struct qcow2 *s, struct error *err)
+{
+	int rc = qcow2_meta_init(s);
+
+	if (rc == -EUCLEAN)
+		return error_set(err, rc, "Could not open '%s' for writing: its metadata tables overlap; repair it with 'qemu-img check -r all', or open it read-only",
+				 qcow2_name(s));
+	return rc ? error_set(err, rc, "Out of memory") : 0;
+}
+
 /* Why the image cannot be opened for writing; NULL if it can. */
 static const char *why_read_only(const struct qcow2 *s)
 {
@@ -236,8 +246,8 @@ static int open_image(struct qcow2 *s, struct json_object *opts, struct error *e
 	rc = read_tables(s, err);
 	if (n->read_only)
 		s->host_limit = QCOW2_HOST_MAX;	/* refcounts are of no concern then */
-	if (!rc && !n->read_only && qcow2_meta_init(s))
-		rc = error_set(err, -ENOMEM, "Out of memory");
+	if (!rc && !n->read_only)
+		rc = collect_tables(s, err);
 	if (!rc)
 		rc = qcow2_open_backing(s, opts, err);
 	if (!rc)
@@ -368,9 +378,11 @@ int qcow2_meta_write(struct node *n, const void *buf, uint64_t off, size_t len)
 
 bool qcow2_meta_range_ok(struct node *n, uint64_t off, uint64_t len)
 {
-	const struct qcow2 *s = qcow2_of(n);
+	struct qcow2 *s = qcow2_of(n);
 
-	return off && len && !qcow2_in_cluster(s, off) && checked_range(off, len, s->host_end);
+	if (!off || !len || qcow2_in_cluster(s, off) || !checked_range(off, len, s->host_end))
+		return false;
+	return n->read_only || qcow2_is_owned(s, off, DIV_ROUND_UP(len, s->cluster_size));
 }
 
 int qcow2_meta_flush(struct node *n)

@@ -48,7 +48,8 @@ void qcow2_free_clusters(struct node *n, uint64_t offset, uint64_t count);
 /* Reads and writes of such clusters (metadata of others), offsets in the file. */
 int qcow2_meta_read(struct node *n, void *buf, uint64_t off, size_t len);
 int qcow2_meta_write(struct node *n, const void *buf, uint64_t off, size_t len);
-/* Whether [off, off+len) lies in the file, cluster aligned, for foreign pointers. */
+/* For foreign pointers: whether [off, off+len) lies in the file, cluster aligned, and,
+ * where the image may be written to, has refcount 1 and is none of qcow2's own tables. */
 bool qcow2_meta_range_ok(struct node *n, uint64_t off, uint64_t len);
 /* All data and metadata on storage, refcounts and freed clusters included. */
 int qcow2_meta_flush(struct node *n);
