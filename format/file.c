@@ -174,11 +174,14 @@ static int file_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 	struct file *s = n->state;
 	unsigned how = (flags & NODE_MAY_UNMAP ? IO_ZERO_UNMAP : 0) |
 		       (flags & NODE_NO_FALLBACK ? IO_ZERO_FAST : 0);
+	struct range r;
 	int rc;
 
 	if (s->f->direct && !(is_aligned(off, s->f->align) && is_aligned(len, s->f->align)))
 		return -ENOTSUP;	/* the waist writes zeroes from memory, read-modify-write */
+	range_enter(&s->direct_writes, &r, off, len, RANGE_WRITE);
 	rc = io_zero(s->f, off, len, how);
+	range_leave(&s->direct_writes, &r);
 	if (!rc && off + len > n->size)
 		n->size = off + len;
 	if (!rc && (flags & NODE_FUA))
