@@ -168,6 +168,27 @@ static int check_chain(const struct sink *k, struct error *err)
 	return 0;
 }
 
+/* The image, or the previous backup, called NAME is longer than the export. */
+static int too_long(const char *name, uint64_t has, uint64_t want, struct error *err)
+{
+	return error_set(err, -EINVAL, "%s has %llu bytes, the export only %llu: not the same disk, "
+			 "or it was shrunk; make a new full copy", name, (unsigned long long)has,
+			 (unsigned long long)want);
+}
+
+/* What the bitmap leaves out comes from the previous backup, so that has to be of this disk. */
+static int check_previous(struct sink *k, struct error *err)
+{
+	struct node *b = k->node->child[CHILD_BACKING];
+
+	if (!b)
+		return 0;
+	k->previous_size = b->size;
+	if (k->o->bitmap && b->size > k->node->size)
+		return too_long(k->o->backing, b->size, k->size, err);
+	return 0;
+}
+
 static int open_new(struct sink *k, struct error *err)
 {
 	int rc;
@@ -183,9 +204,8 @@ static int open_new(struct sink *k, struct error *err)
 	if (rc < 0)
 		return rc;
 	k->fresh = !k->o->backing;
-	if (k->node->child[CHILD_BACKING])
-		k->previous_size = k->node->child[CHILD_BACKING]->size;
-	return check_chain(k, err);
+	rc = check_previous(k, err);
+	return rc ? rc : check_chain(k, err);
 }
 
 /* An image that is there: as long as the export, or grown to that. */
@@ -202,9 +222,7 @@ static int open_onto(struct sink *k, struct error *err)
 	if (k->node->size < want)
 		return node_truncate(k->node, want, err);
 	if (k->node->size > want && !node_on_block_device(k->node))
-		return error_set(err, -EINVAL, "%s has %llu bytes, the export only %llu: not the same disk, "
-				 "or it was shrunk; make a new full copy", k->o->out,
-				 (unsigned long long)k->node->size, (unsigned long long)want);
+		return too_long(k->o->out, k->node->size, want, err);
 	return 0;
 }
 

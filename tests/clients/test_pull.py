@@ -213,6 +213,10 @@ def test_disk_shrank(merino, tmp):
         out(merino, "copy").write_bytes(bytes(2 * MIB))
         assert "not the same disk" in merino.refused("--onto", "-f", "raw", s.uri, "copy")
         assert out(merino, "copy").stat().st_size == 2 * MIB
+    with Server(tmp / "s2", MIB, contexts=["base:allocation", "qemu:dirty-bitmap:b"]) as s:
+        args = ("-F", "raw", "-B", "copy", s.uri, "inc")
+        assert "not the same disk" in merino.refused("--bitmap=b", *args)
+        merino.pull(*args)              # a full copy asks nothing of what is below it
 
 
 def test_no_such_bitmap(disk, merino):
