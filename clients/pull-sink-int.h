@@ -18,6 +18,8 @@ struct sink {
 	struct graph graph;		/* of NODE and what is below it */
 	struct node *node;
 	struct node_use use;
+	struct node *replaced;		/* --force: the file that has OUT's name until the end */
+	struct node_use replaced_use;	/* keeps others from it meanwhile */
 };
 
 #endif

@@ -168,6 +168,26 @@ static int check_chain(const struct sink *k, struct error *err)
 	return 0;
 }
 
+/* A file that somebody has open lives on without a name when it is replaced, and is
+ * gone with its last user: --force is not meant for a disk in use. */
+static int lock_replaced(struct sink *k, struct error *err)
+{
+	struct node_place where = { .graph = &k->graph, .io = io_blocking() };
+	struct json_object *o;
+	int rc;
+
+	if (!k->o->force || access(k->o->out, F_OK) < 0)
+		return 0;
+	o = json_object_new_object();
+	json_object_object_add(o, "driver", json_object_new_string("file"));
+	json_object_object_add(o, "filename", json_object_new_string(k->o->out));
+	json_object_object_add(o, "read-only", json_object_new_boolean(true));
+	rc = node_open(&where, o, &k->replaced, err);
+	json_object_put(o);
+	return rc ? rc : node_use_add(&k->replaced_use, k->replaced, PERM_CONSISTENT_READ, 0, err,
+				      "merino pull --force");
+}
+
 /* The image, or the previous backup, called NAME is longer than the export. */
 static int too_long(const char *name, uint64_t has, uint64_t want, struct error *err)
 {
@@ -205,7 +225,9 @@ static int open_new(struct sink *k, struct error *err)
 		return rc;
 	k->fresh = !k->o->backing;
 	rc = check_previous(k, err);
-	return rc ? rc : check_chain(k, err);
+	if (rc == 0)
+		rc = check_chain(k, err);
+	return rc ? rc : lock_replaced(k, err);
 }
 
 /* An image that is there: as long as the export, or grown to that. */

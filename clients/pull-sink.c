@@ -160,6 +160,8 @@ void sink_close(struct sink *k)
 		return;
 	node_use_drop(&k->use);
 	node_unref(k->node);
+	node_use_drop(&k->replaced_use);
+	node_unref(k->replaced);
 	io_file_unref(k->file);
 	if (k->temp)
 		unlink(k->temp);

@@ -272,6 +272,16 @@ def test_onto_a_file_in_use(disk, merino, tmp):
     os.kill(int((tmp / "pid").read_text()), signal.SIGTERM)
 
 
+def test_force_spares_a_file_in_use(daemon, merino):
+    """Here: the very disk that is read.  Its daemon would go on with a file that has no name."""
+    live = tools.create(out(merino, "live"), MIB)
+    d = daemon.serve(live)
+    inode = os.stat(live).st_ino
+    assert "lock" in merino.refused("--force", d.uri(), "live")
+    assert os.stat(live).st_ino == inode
+    d.stop()
+
+
 def test_no_server(merino, tmp):
     assert "No such file" in merino.refused(f"nbd+unix:///?socket={tmp}/none", "full")
 
