@@ -43,6 +43,7 @@ struct loop_workers {
 	struct loop_work *head, *tail;
 	pthread_t threads[LOOP_WORKERS_MAX];
 	unsigned n, idle;
+	unsigned queued;		/* jobs in the list: idle threads that are spoken for */
 	bool stop;
 };
 

@@ -22,6 +22,7 @@ static struct loop_work *loop_work_next(struct loop_workers *w)
 		w->head = job->next;
 		if (!w->head)
 			w->tail = NULL;
+		w->queued--;
 	}
 	return job;
 }
@@ -50,12 +51,13 @@ static void loop_work_done(struct loop_msg *m)
 	co_wake(job->co);
 }
 
-/* Starts another worker when all are busy; with none at all the call is made here. */
+/* Starts another worker when none is free for one more job; with none at all the
+ * call is made here. */
 static bool loop_worker_ready(struct loop_workers *w)
 {
 	sigset_t all, old;
 
-	if (w->idle || w->n == LOOP_WORKERS_MAX)
+	if (w->idle > w->queued || w->n == LOOP_WORKERS_MAX)
 		return true;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -89,6 +91,7 @@ void loop_work(void (*fn)(void *arg), void *arg)
 	else
 		w->head = &job;
 	w->tail = &job;
+	w->queued++;
 	pthread_cond_signal(&w->wake);
 	pthread_mutex_unlock(&w->lock);
 	while (!job.done)

@@ -11,7 +11,9 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/io.h"
@@ -94,6 +96,46 @@ static void workers(struct run *r)
 	while (worked < 20)
 		io_sleep(loop_io(r->main), 1000000);
 	worked = 0;
+}
+
+static sem_t second_runs;
+static int long_ended = 1;		/* 0: the long job ended well */
+
+static void long_work(void *arg)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += 10;
+	long_ended = sem_timedwait(&second_runs, &until);
+}
+
+static void one_long_worker(void *arg)
+{
+	loop_work(long_work, NULL);
+	worked++;
+}
+
+static void short_work(void *arg)
+{
+	sem_post(&second_runs);
+}
+
+/* A job does not queue behind a long one while more threads may be started. */
+static void workers_beside_a_long_job(struct run *r)
+{
+	int n = 0;
+
+	sem_init(&second_runs, 0, 0);
+	loop_work(works, &n);
+	io_sleep(loop_io(r->main), 20000000);	/* its thread is idle again */
+	co_start(one_long_worker, NULL);
+	loop_work(short_work, NULL);
+	while (!worked)
+		io_sleep(loop_io(r->main), 1000000);
+	assert_int_equal(long_ended, 0);
+	worked = 0;
+	sem_destroy(&second_runs);
 }
 
 static void timers(struct run *r)
@@ -180,6 +222,7 @@ static void sockets(struct run *r)
 static void everything(struct run *r)
 {
 	calls(r);
+	workers_beside_a_long_job(r);
 	workers(r);
 	timers(r);
 	files(r);
