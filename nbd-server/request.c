@@ -4,7 +4,6 @@
 #include "nbd-server/conn.h"
 
 #include <errno.h>
-#include <stdlib.h>
 
 #include "common/checked.h"
 
@@ -87,18 +86,21 @@ uint32_t request_check(const struct request *rq)
 static int serve_cache(struct request *rq)
 {
 	uint64_t off = rq->off, end = rq->off + rq->len;
-	void *buf = NULL;
+	struct conn *c = rq->conn;
+	struct reply *block;
 	int rc = 0;
 
-	if (posix_memalign(&buf, 4096, CACHE_PIECE))
+	request_wait_room(rq, NULL, CACHE_PIECE);
+	block = reply_new(c, CACHE_PIECE);
+	if (!block)
 		return -ENOMEM;
-	while (off < end && !rc && !rq->conn->dead) {
+	while (off < end && !rc && !c->dead) {
 		size_t now = (size_t)min_u64(end - off, CACHE_PIECE);
 
-		rc = node_read(rq->conn->node, buf, off, now);
+		rc = node_read(c->node, reply_payload(block), off, now);
 		off += now;
 	}
-	free(buf);
+	reply_free(c, block);
 	return rc;
 }
 

@@ -23,6 +23,12 @@ def rss(d):
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak(d):
+    """The most it ever was."""
+    with open(f"/proc/{d.proc.pid}/status") as f:
+        return 0 if sanitized() else int(f.read().partition("VmHWM:")[2].split()[0]) << 10
+
+
 def cpu_seconds(d):
     """Processor time the daemon has used; 0 where a sanitizer multiplies it."""
     if sanitized():
@@ -87,6 +93,18 @@ def test_block_status_of_many_extents(daemon, tmp):
             break
     assert rss(d) - before < SHARE
     assert d.enter(contexts=["base:allocation"]).status(0, 8192) == [(4096, 0), (4096, 3)]
+
+
+def test_cache_requests(daemon, tmp):
+    """They have no answer to speak of, but the disk is read somewhere."""
+    path = tmp / "a.raw"
+    path.write_bytes(pattern.block("cache", 32 << 20))
+    d = daemon.serve(path, "raw", writable=False, blockdev="file.cache.direct=on")
+    c, before = d.enter(), rss(d)
+    cookies = [c.start(CMD_CACHE, 0, 16 << 20) for _ in range(120)]
+    for cookie in cookies:
+        assert c.answer(cookie).error == 0
+    assert peak(d) - before < SHARE
 
 
 @pytest.mark.parametrize("structured", [False, True])
