@@ -38,7 +38,7 @@
 #define TX_EARLY 16			/* replies that leave before the turn ends: the peer goes to work */
 #define READ_NOCOPY_MIN (32u << 10)	/* shortest read sent straight from the page cache */
 #define READ_HOLES_MIN (64u << 10)	/* shortest read that is searched for holes */
-#define REPLY_HEAD_MAX (NBD_STRUCTURED_CHUNK_SIZE + 8)
+#define REPLY_HEAD_MAX (NBD_STRUCTURED_CHUNK_SIZE + 12)	/* an OFFSET_HOLE chunk, whole */
 
 /* What receives fill.  Writes that are still in flight hold a reference to the
  * buffer that their payload lies in. */

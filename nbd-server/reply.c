@@ -7,6 +7,7 @@
  * share a block.  Whatever was queued in a turn of the loop leaves at its end,
  * gathered in as few sends as the socket takes.
  */
+#include <assert.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -134,6 +135,7 @@ void reply_head_chunk(struct reply *r, uint64_t cookie, uint16_t flags, uint16_t
 {
 	char *h = reply_bytes(r) - extra_len - NBD_STRUCTURED_CHUNK_SIZE;
 
+	assert(NBD_STRUCTURED_CHUNK_SIZE + extra_len <= REPLY_HEAD_MAX);
 	put_be32(h, NBD_STRUCTURED_REPLY_MAGIC);
 	put_be16(h + 4, flags);
 	put_be16(h + 6, type);
