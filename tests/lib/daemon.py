@@ -131,7 +131,20 @@ class Daemon:
             self.proc.kill()
             self.proc.wait()
             self.ended = True
+            self.wait_unlocked()
         self.close_clients()
+
+    def wait_unlocked(self, timeout=5):
+        """The kernel closes a killed process's ring, and the images that it holds, some time after the process's end."""
+        ours = {p.stat().st_ino for p in self.dir.parent.iterdir() if p.is_file()}
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            with open("/proc/locks") as f:
+                locks = [line.split() for line in f]
+            # N: OFDLCK ADVISORY READ -1 MAJOR:MINOR:INODE START END; a waiting one has "->" behind N:
+            if not any("OFDLCK" in w and int(w[-3].rsplit(":")[-1]) in ours for w in locks):
+                break
+            time.sleep(0.005)
 
     def close_clients(self):
         for c in self.clients:
