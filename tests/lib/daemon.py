@@ -155,6 +155,21 @@ class Daemon:
     def alive(self):
         return self.proc.poll() is None
 
+    # --- what it costs; where a sanitizer has costs of its own, memory and time are 0
+
+    def memory(self, line="VmRSS"):
+        """Resident bytes now; "VmHWM": the most they ever were."""
+        with open(f"/proc/{self.proc.pid}/status") as f:
+            return 0 if sanitized() else int(f.read().partition(line + ":")[2].split()[0]) << 10
+
+    def cpu_seconds(self):
+        with open(f"/proc/{self.proc.pid}/stat") as f:
+            ticks = f.read().rpartition(")")[2].split()[11:13]
+        return 0 if sanitized() else sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.proc.pid}/fd"))
+
     # --- clients
 
     def connect(self, **kw):

@@ -11,23 +11,12 @@ import time
 import pytest
 
 from lib import nbdraw, pattern, smalldisk
-from lib.daemon import disk_args, sanitized
+from lib.daemon import disk_args
 from lib.nbdproto import *                               # noqa: F403
 from lib.nbdraw import info_payload, meta_payload
 
 SECONDS = 7
 GONE = (OSError, nbdraw.Closed, nbdraw.ProtocolError, nbdraw.OptionRefused)    # a server that stops ends replies anywhere
-
-
-def fds(d):
-    return len(os.listdir(f"/proc/{d.proc.pid}/fd"))
-
-
-def rss(d):
-    if sanitized():
-        return 0
-    with open(f"/proc/{d.proc.pid}/statm") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def script(rng, name):
@@ -120,7 +109,7 @@ def test_nothing_is_left_of_a_riot(daemon, tmp):
     d = daemon.start("--loops", "2", *args)
     d.qmp.cmd("query-version")
     seed, stop, bad = os.environ.get("MERINO_TEST_SEED", "riot"), threading.Event(), []
-    peace = fds(d)
+    peace = d.descriptors()
     threads = [threading.Thread(target=f, args=(d.nbd_address, random.Random(f"{seed}{i}"), stop, *more))
                for i, (f, *more) in enumerate([(vanish,)] * 4 + [(sit,)] * 3 + [(work, bad, 0), (work, bad, 1 << 20)])]
     for t in threads:
@@ -128,7 +117,7 @@ def test_nothing_is_left_of_a_riot(daemon, tmp):
     try:
         rng = random.Random(seed)
         shake(d, rng, time.monotonic() + SECONDS / 2)
-        before = rss(d)
+        before = d.memory()
         shake(d, rng, time.monotonic() + SECONDS / 2)
     finally:
         stop.set()
@@ -136,9 +125,9 @@ def test_nothing_is_left_of_a_riot(daemon, tmp):
             t.join()
     assert not bad, bad
     deadline = time.monotonic() + 10
-    while fds(d) > peace and time.monotonic() < deadline:
+    while d.descriptors() > peace and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert fds(d) == peace
-    assert rss(d) - before < 32 << 20
+    assert d.descriptors() == peace
+    assert d.memory() - before < 32 << 20
     c = d.enter("disk0")
     assert len(c.read(0, smalldisk.SIZE)) == smalldisk.SIZE

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Clients that lie about lengths, send garbage, stall or vanish.  The others must not notice."""
 
-import os
 import socket
 import struct
 import time
@@ -9,7 +8,6 @@ import time
 import pytest
 
 from lib import nbdraw, pattern, tools
-from lib.daemon import sanitized
 from lib.nbdproto import *                               # noqa: F403
 from lib.nbdraw import info_payload
 
@@ -26,14 +24,6 @@ def greeted(d):
     c = d.connect()
     c.greet()
     return c
-
-
-def rss(d):
-    """Resident memory of the daemon in bytes; 0 where a sanitizer's own (its quarantine) hides it."""
-    if sanitized():
-        return 0
-    with open(f"/proc/{d.proc.pid}/statm") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_garbage_instead_of_client_flags(served):
@@ -61,14 +51,14 @@ def test_option_longer_than_any_buffer_ends_the_connection(served, option, lengt
 @pytest.mark.parametrize("option", [OPT_LIST, OPT_SET_META, OPT_INFO, 0x7777])
 def test_big_option_is_skipped_or_ends_the_connection(served, option):
     """1 MiB of payload: an error reply and in step with the stream, or the end; memory does not grow."""
-    c, before = greeted(served), rss(served)
+    c, before = greeted(served), served.memory()
     try:
         c.send_option(option, bytes(1 << 20))
         assert c.option_reply().type & REP_ERROR
         assert c.option(OPT_LIST)[-1].type == REP_ACK
     except (nbdraw.Closed, ConnectionError):
         pass
-    assert rss(served) - before < 16 << 20
+    assert served.memory() - before < 16 << 20
 
 
 @pytest.mark.parametrize("payload", [
@@ -124,14 +114,14 @@ def test_hundreds_of_options(served):
 
 def test_flood_of_options_that_are_never_read(served):
     """The replies to 20,000 options must not pile up in the server."""
-    c, before = greeted(served), rss(served)
+    c, before = greeted(served), served.memory()
     c.sock.settimeout(1)
     try:
         c.send((OPTS_MAGIC + struct.pack(">II", OPT_LIST, 0)) * 20000)
     except (TimeoutError, ConnectionError):
         pass
     assert len(served.enter().read(0, 512)) == 512
-    assert rss(served) - before < 32 << 20
+    assert served.memory() - before < 32 << 20
 
 
 @pytest.mark.merino_only                                 # QEMU 7.2 answers, with a cookie made of garbage
@@ -217,14 +207,14 @@ def test_client_that_does_not_read_does_not_block_others(served):
 
 def test_memory_stays_bounded_when_a_client_does_not_read(served):
     """1000 requests for 1 MiB each, none taken."""
-    c, before = served.enter(), rss(served)
+    c, before = served.enter(), served.memory()
     c.sock.settimeout(1)
     try:
         for i in range(1000):
             c.send(c.pack(CMD_READ, 0, 1 << 20))
     except TimeoutError:
         pass
-    assert rss(served) - before < 192 << 20
+    assert served.memory() - before < 192 << 20
 
 
 @pytest.mark.merino_only                                 # QEMU 7.2 as released waits for ever (CVE-2024-7409)

@@ -1,40 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Clients that ask and do not take the answers: what they cost is bounded, and nobody else waits for them."""
 
-import os
 import time
 
 import pytest
 
 from lib import pattern, smalldisk, tools
-from lib.daemon import sanitized
 from lib.nbdproto import *                               # noqa: F403
 
 pytestmark = pytest.mark.merino_only                     # the bounds are ours
 
 SHARE = 64 << 20                                         # more than one connection may cost, sockets aside
-
-
-def rss(d):
-    """Resident memory of the daemon in bytes; 0 where a sanitizer's own hides it."""
-    if sanitized():
-        return 0
-    with open(f"/proc/{d.proc.pid}/statm") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak(d):
-    """The most it ever was."""
-    with open(f"/proc/{d.proc.pid}/status") as f:
-        return 0 if sanitized() else int(f.read().partition("VmHWM:")[2].split()[0]) << 10
-
-
-def cpu_seconds(d):
-    """Processor time the daemon has used; 0 where a sanitizer multiplies it."""
-    if sanitized():
-        return 0
-    with open(f"/proc/{d.proc.pid}/stat") as f:
-        return sum(int(n) for n in f.read().rpartition(")")[2].split()[11:13]) / os.sysconf("SC_CLK_TCK")
 
 
 def send_unread(c, data):
@@ -63,21 +39,21 @@ def comb(tmp, size=64 << 20, tooth=4096):
 def test_refused_writes(daemon, tmp):
     """A refusal costs the server more than the request costs the client."""
     d = daemon.serve(smalldisk.raw(tmp), "raw", writable=False)
-    c, before = d.enter(), rss(d)
+    c, before = d.enter(), d.memory()
     request = c.pack(CMD_WRITE, 0, 1, data=b"x")
     assert not send_unread(c, request * 500000)
-    assert rss(d) - before < SHARE
+    assert d.memory() - before < SHARE
     assert len(d.enter().read(0, 4096)) == 4096
 
 
 def test_reads_of_many_holes(daemon, tmp):
     """Each 32 MiB of the comb are 8,192 chunks."""
     d = daemon.serve(comb(tmp), "raw", writable=False)
-    c, before = d.enter(), rss(d)
+    c, before = d.enter(), d.memory()
     for _ in range(12):
         c.send(c.pack(CMD_READ, 0, 32 << 20))
     time.sleep(1)
-    assert rss(d) - before < SHARE
+    assert d.memory() - before < SHARE
     cookies = list(c.waiting)
     for cookie in cookies:
         a = c.answer(cookie)
@@ -87,11 +63,11 @@ def test_reads_of_many_holes(daemon, tmp):
 def test_block_status_of_many_extents(daemon, tmp):
     """128 KiB of descriptors for every 28 bytes of request."""
     d = daemon.serve(comb(tmp), "raw", writable=False)
-    c, before = d.enter(contexts=["base:allocation"]), rss(d)
+    c, before = d.enter(contexts=["base:allocation"]), d.memory()
     for _ in range(2000):
         if not send_unread(c, c.pack(CMD_BLOCK_STATUS, 0, 64 << 20)):
             break
-    assert rss(d) - before < SHARE
+    assert d.memory() - before < SHARE
     assert d.enter(contexts=["base:allocation"]).status(0, 8192) == [(4096, 0), (4096, 3)]
 
 
@@ -100,11 +76,11 @@ def test_cache_requests(daemon, tmp):
     path = tmp / "a.raw"
     path.write_bytes(pattern.block("cache", 32 << 20))
     d = daemon.serve(path, "raw", writable=False, blockdev="file.cache.direct=on")
-    c, before = d.enter(), rss(d)
+    c, before = d.enter(), d.memory()
     cookies = [c.start(CMD_CACHE, 0, 16 << 20) for _ in range(120)]
     for cookie in cookies:
         assert c.answer(cookie).error == 0
-    assert peak(d) - before < SHARE
+    assert d.memory("VmHWM") - before < SHARE
 
 
 @pytest.mark.parametrize("structured", [False, True])
@@ -162,10 +138,10 @@ def test_a_crowd_that_waits_costs_no_time(daemon, tmp):
     for _ in range(95):
         c = d.enter()
         c.send(b"".join(c.pack(CMD_READ, 0, 1 << 20) for _ in range(100)))
-    used = [cpu_seconds(d)]
+    used = [d.cpu_seconds()]
     for _ in range(6):
         time.sleep(0.5)
-        used.append(cpu_seconds(d))
+        used.append(d.cpu_seconds())
     assert min(b - a for a, b in zip(used, used[1:])) < 0.05
     c = d.enter()
     cookies = [c.start(CMD_READ, 0, 1 << 20) for _ in range(32)]
