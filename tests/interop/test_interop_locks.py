@@ -48,10 +48,11 @@ def qemu_nbd(tmp):
         while not socket.exists():
             assert running[-1].poll() is None
             time.sleep(0.01)
+        tools.run("nbdinfo", "--size", f"nbd+unix:///?socket={socket}")     # it opens the image after the socket
         return running[-1]
     yield start
     for p in running:
-        p.terminate()
+        p.kill()
         p.wait()
 
 
@@ -65,7 +66,7 @@ NAMES = ["raw-rw", "raw-ro", "qcow2-rw", "qcow2-ro", "overlay-rw"]
 def test_bytes_are_qemus(daemon, images, qemu_nbd, name, fmt, writable, want):
     theirs = qemu_nbd(images / name, fmt, writable)
     assert held(theirs.pid, images / name) == want
-    theirs.terminate()
+    theirs.kill()                               # qemu-nbd may miss a SIGTERM while it starts
     theirs.wait()
     ours = daemon.serve(images / name, fmt, writable=writable)
     assert held(ours.proc.pid, images / name) == want
@@ -102,7 +103,7 @@ def test_two_processes(daemon, images, qemu_nbd, fmt, first, second):
     # Our export of a raw image asks for less than qemu-io does: never refused where that is not.
     ours_beside_theirs = starts(daemon, path, fmt, second)
     assert ours_beside_theirs == among_themselves or fmt == "raw"
-    theirs.terminate()
+    theirs.kill()
     theirs.wait()
     daemon.serve(path, fmt, writable=first)
     assert qemu_starts(path, fmt, second) == among_themselves
