@@ -62,6 +62,14 @@ def free_port():
         return s.getsockname()[1]
 
 
+def content_of(path):
+    """The file's text; none where it is missing, or goes away just now."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
 class DidNotStart(Exception):
     """The daemon ended before it was ready; .status and .stderr tell how."""
 
@@ -89,7 +97,7 @@ class Daemon:
     def wait_ready(self, pidfile, timeout=20):
         """The pid file is written last of all, when everything asked for is in place."""
         end = time.monotonic() + timeout
-        while not (pidfile.exists() and pidfile.read_text().strip()):
+        while not content_of(pidfile).strip():
             status = self.proc.poll()
             if status is not None:
                 self.ended = True
