@@ -35,7 +35,7 @@
 #define REQUEST_PIECE (2u << 20)	/* bytes of a large read or write handled at a time */
 #define RX_SIZE (256u << 10)		/* bytes that one receive may bring */
 #define RX_INLINE_MAX (64u << 10)	/* longest write payload used where it was received */
-#define TX_EARLY 16			/* replies that leave before the turn ends: the peer goes to work */
+#define TX_EARLY 8			/* replies that leave before the turn ends: the peer goes to work */
 #define READ_NOCOPY_MIN (32u << 10)	/* shortest read sent straight from the page cache */
 #define READ_HOLES_MIN (64u << 10)	/* shortest read that is searched for holes */
 #define REPLY_HEAD_MAX (NBD_STRUCTURED_CHUNK_SIZE + 12)	/* an OFFSET_HOLE chunk, whole */

@@ -165,16 +165,22 @@ static void tx_flush(struct loop_hook *h)
 	co_start(conn_sender, c);
 }
 
-void reply_queue(struct conn *c, struct reply *r)
+/* Something was queued: it leaves at the end of the turn, or when there is enough. */
+static void tx_one_more(struct conn *c)
 {
-	r->next = NULL;
-	*c->tx_end = r;
-	c->tx_end = &r->next;
 	if (c->sending)
 		return;
 	loop_hook_queue(&c->tx_hook, tx_flush);
 	if (++c->tx_ready >= TX_EARLY)
 		tx_flush(&c->tx_hook);
+}
+
+void reply_queue(struct conn *c, struct reply *r)
+{
+	r->next = NULL;
+	*c->tx_end = r;
+	c->tx_end = &r->next;
+	tx_one_more(c);
 }
 
 void reply_stream_add(struct conn *c, struct reply *s, struct reply *piece)
@@ -233,6 +239,7 @@ static void reply_simple_status(struct conn *c, uint64_t cookie, uint32_t error)
 	put_be32(h + 4, error);
 	memcpy(h + 8, &cookie, 8);
 	r->iov.iov_len += NBD_SIMPLE_REPLY_SIZE;
+	tx_one_more(c);
 }
 
 /* Specification: "NBD_REPLY_TYPE_ERROR": error, length of a text, the text. */
