@@ -2,7 +2,9 @@
 PREFIX  ?= /usr/local
 DESTDIR ?=
 BUILD   ?= build
-CC      ?= gcc
+ifeq ($(origin CC),default)		# make's own is cc, and ?= would leave it
+CC      := gcc
+endif
 VERSION := 0.1.0
 V       ?= 0
 Q       := $(if $(filter 1,$(V)),,@)
