@@ -118,6 +118,7 @@ static int finish_open(struct io_file *f, unsigned flags)
 
 	if (mode < 0 || fcntl(f->fd, F_SETFL, mode & ~O_NONBLOCK) < 0)
 		return -errno;
+	fcntl(f->fd, F_SETFL, (mode & ~O_NONBLOCK) | O_NOATIME);	/* ours alone; else not */
 	if ((flags & IO_CREATE) && (flags & IO_TRUNC) && !f->is_block_device)
 		return io_sys_truncate(f, 0);
 	return 0;
