@@ -256,11 +256,20 @@ static const char *const file_options[] = { "filename", "aio", "locking", NULL }
 
 /* Both drivers do all but the opening alike. */
 #define FILE_CALLS \
-	.options = file_options, .close = file_close, .read = file_read, .write = file_write, \
-	.zero = file_zero, .discard = file_discard, .flush = file_flush, .map = file_map, \
-	.truncate = file_truncate, .set_perm = file_set_perm, .host_range = file_host_range
+	.close = file_close, .read = file_read, .write = file_write, .zero = file_zero, \
+	.discard = file_discard, .flush = file_flush, .map = file_map, .truncate = file_truncate, \
+	.set_perm = file_set_perm, .host_range = file_host_range
 
-const struct node_driver file_driver = { .name = "file", .open = file_open, FILE_CALLS };
+const struct node_driver file_driver = {
+	.name = "file",
+	.options = file_options,
+	.open = file_open,
+	FILE_CALLS,
+};
+
 const struct node_driver host_device_driver = {
-	.name = "host_device", .open = device_open, FILE_CALLS
+	.name = "host_device",
+	.options = file_options,
+	.open = device_open,
+	FILE_CALLS,
 };
