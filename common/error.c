@@ -44,8 +44,16 @@ static void format_text(char text[static TEXT_MAX], const char *fmt, va_list ap)
 	make_valid(text, len >= TEXT_MAX);
 }
 
-static void record(struct error *err, enum error_class class, int code, const char *text)
+__attribute__((format(printf, 4, 0)))
+static void record(struct error *err, enum error_class class, int code, const char *fmt,
+		   va_list ap)
 {
+	char text[TEXT_MAX];
+
+	assert(code < 0);
+	if (!err)
+		return;
+	format_text(text, fmt, ap);
 	err->code = code;
 	err->class = class;
 	memcpy(err->text, text, TEXT_MAX);
@@ -54,31 +62,21 @@ static void record(struct error *err, enum error_class class, int code, const ch
 
 int error_set(struct error *err, int code, const char *fmt, ...)
 {
-	char text[TEXT_MAX];
 	va_list ap;
 
-	assert(code < 0);
-	if (!err)
-		return code;
 	va_start(ap, fmt);
-	format_text(text, fmt, ap);
+	record(err, ERROR_GENERIC, code, fmt, ap);
 	va_end(ap);
-	record(err, ERROR_GENERIC, code, text);
 	return code;
 }
 
 int error_set_class(struct error *err, enum error_class class, int code, const char *fmt, ...)
 {
-	char text[TEXT_MAX];
 	va_list ap;
 
-	assert(code < 0);
-	if (!err)
-		return code;
 	va_start(ap, fmt);
-	format_text(text, fmt, ap);
+	record(err, class, code, fmt, ap);
 	va_end(ap);
-	record(err, class, code, text);
 	return code;
 }
 

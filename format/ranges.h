@@ -87,16 +87,4 @@ static inline void range_leave(struct ranges *rs, struct range *r)
 		co_queue_wake_all(&r->waiters);
 }
 
-/* Two kinds are enough for most: readers, and those who want it for themselves. */
-static inline bool range_wait_enter(struct ranges *rs, struct range *r, uint64_t off, uint64_t len,
-				    bool exclusive)
-{
-	return range_enter(rs, r, off, len, exclusive ? RANGE_EXCL : RANGE_READ);
-}
-
-static inline bool ranges_idle(const struct ranges *rs)
-{
-	return !rs->head;
-}
-
 #endif
