@@ -17,12 +17,13 @@
 #include "format/node.h"
 
 const struct node_bitmap_hooks *node_bitmap_hooks;
+const struct node_event_hooks *node_event_hooks;
 
 const struct node_driver *const node_drivers[] = {
 	&file_driver, &host_device_driver, &raw_driver, &qcow2_driver, NULL,
 };
 
-static const char *const child_names[CHILD_COUNT] = { "file", "backing" };
+static const char *const child_names[CHILD_COUNT] = { "file", "backing", "data-file" };
 
 const struct node_driver *node_driver_find(const char *name)
 {

@@ -42,6 +42,7 @@ enum node_perm {
 enum node_child {
 	CHILD_FILE,		/* the protocol node under a format */
 	CHILD_BACKING,
+	CHILD_DATA_FILE,	/* qcow2's external data file */
 	CHILD_COUNT,
 };
 
@@ -219,5 +220,14 @@ struct node_bitmap_hooks {
 	void (*drop)(struct node *n);				/* frees what is in memory */
 };
 extern const struct node_bitmap_hooks *node_bitmap_hooks;
+
+/* What the daemon wants to be told of (nbd-server/events.c).  Called on the node's
+ * loop; must not wait.  NULL: nobody listens. */
+struct node_event_hooks {
+	/* The image was marked corrupt, or found to be: QMP's BLOCK_IMAGE_CORRUPTED.
+	 * OFF and LEN are UINT64_MAX when they make no sense. */
+	void (*corrupted)(struct node *n, const char *msg, uint64_t off, uint64_t len, bool fatal);
+};
+extern const struct node_event_hooks *node_event_hooks;
 
 #endif

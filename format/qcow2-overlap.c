@@ -177,6 +177,8 @@ int qcow2_mark_corrupt(struct qcow2 *s, const char *fmt, ...)
 		return -EIO;
 	}
 	s->corrupt = true;
+	if (node_event_hooks)
+		node_event_hooks->corrupted(s->node, why, UINT64_MAX, UINT64_MAX, true);
 	log_error("qcow2 image is damaged and is marked as corrupt, no more writes are served; "
 		  "repair it with 'qemu-img check -r all': image=%s why=%s", qcow2_name(s), why);
 	s->h.incompatible |= QCOW2_CORRUPT;
