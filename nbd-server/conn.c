@@ -13,8 +13,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "common/bytes.h"
 #include "common/checked.h"
@@ -167,7 +165,7 @@ static bool rx_fill(struct conn *c)
 	if (c->rx_requests == 1 && !c->in_flight)
 		loop_expect_soon();	/* a client that waits for each reply */
 	c->rx_requests = 0;
-	n = io_recv(c->io, c->fd, c->rx->data + c->rx_end, room);
+	n = stream_recv(&c->stream, c->rx->data + c->rx_end, room);
 	if (n <= 0)
 		return false;
 	c->rx_end += (uint32_t)n;
@@ -190,7 +188,7 @@ static bool rx_take(struct conn *c, uint8_t *buf, uint32_t len)
 
 		if (!now) {
 			if (buf)
-				return !io_recv_all(c->io, c->fd, buf, len);
+				return !stream_recv_all(&c->stream, buf, len);
 			if (!rx_fill(c))
 				return false;
 			continue;
@@ -370,7 +368,7 @@ void conn_kill(struct conn *c)
 	if (c->dead)
 		return;
 	c->dead = true;
-	shutdown(c->fd, SHUT_RDWR);
+	stream_shutdown(&c->stream);
 	co_queue_wake_all(&c->room);
 	co_queue_wake_all(&c->tx_more);
 }
@@ -407,7 +405,7 @@ static void conn_finish(struct conn *c, struct conn_end *end)
 	while (c->in_flight || !conn_tx_idle(c))
 		co_queue_wait(&c->room);
 	conn_unlink(c);
-	close(c->fd);
+	stream_close(&c->stream);
 	rxbuf_unref(c, c->rx);
 	assert(!c->mem);
 	*end = (struct conn_end){
@@ -445,7 +443,7 @@ static void conn_started(struct loop_msg *m)
 	loop_end_hook_queue(&end, pools_drain);
 	c->rx = s->rx;
 	conn_charge(c, RX_SIZE);
-	c->io = loop_io(loop_self());
+	stream_move(&c->stream, loop_io(loop_self()));
 	c->tx_end = &c->tx;
 	c->next = c->export->conns;
 	c->export->conns = c;
@@ -459,7 +457,7 @@ static void conn_started(struct loop_msg *m)
 	co_start(conn_reader, c);
 }
 
-void transmission_start(const struct agreement *a)
+void transmission_start(struct agreement *a)
 {
 	struct conn_start *s = malloc(sizeof(*s));
 	struct conn *c = calloc(1, sizeof(*c));
@@ -471,7 +469,7 @@ void transmission_start(const struct agreement *a)
 		free(c);
 		free(rx);
 		free(a->early);
-		close(a->fd);
+		stream_close(&a->stream);
 		listener_connection_ended(a->listener);
 		export_unref(a->export);
 		return;
@@ -480,7 +478,7 @@ void transmission_start(const struct agreement *a)
 	c->a = *a;
 	c->export = a->export;
 	c->node = a->export->node;
-	c->fd = a->fd;
+	c->stream = a->stream;
 	*s = (struct conn_start){ .msg.fn = conn_started, .conn = c, .rx = rx };
 	loop_post(c->export->loop, &s->msg);
 }

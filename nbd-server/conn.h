@@ -24,6 +24,7 @@
 #include "common/co.h"
 #include "common/io.h"
 #include "common/loop.h"
+#include "common/stream.h"
 #include "nbd-server/export.h"
 #include "nbd-server/nbd-proto.h"
 #include "nbd-server/transmission.h"
@@ -72,8 +73,7 @@ struct conn {
 	struct agreement a;
 	struct export *export;
 	struct node *node;
-	struct io *io;
-	int fd;
+	struct stream stream;
 	bool dead;			/* the socket is of no use any more */
 	/* Receiving */
 	struct rxbuf *rx;

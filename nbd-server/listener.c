@@ -14,7 +14,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "common/co.h"
@@ -77,8 +76,8 @@ static void client_timeout(struct loop_timer *t)
 {
 	struct client *c = (struct client *)t;
 
-	log_debug("handshake took too long fd=%d", c->agreement.fd);
-	shutdown(c->agreement.fd, SHUT_RDWR);
+	log_debug("handshake took too long fd=%d", c->agreement.stream.fd);
+	stream_shutdown(&c->agreement.stream);
 }
 
 static void client_unlink(struct client *c)
@@ -100,13 +99,13 @@ static void client_run(void *arg)
 		loop_timer_set(&c->timer,
 			       loop_now() + l->options.handshake_max_seconds * SECOND,
 			       client_timeout);
-	rc = negotiate(loop_io(loop_self()), &c->agreement);
+	rc = negotiate(&c->agreement);
 	loop_timer_cancel(&c->timer);
 	client_unlink(c);
 	if (!rc) {
 		transmission_start(&c->agreement);
 	} else {
-		close(c->agreement.fd);
+		stream_close(&c->agreement.stream);
 		listener_connection_ended(l);
 	}
 	free(c);
@@ -122,7 +121,7 @@ static void client_start(struct listener *l, int fd)
 	}
 	address_tune(fd);
 	c->listener = l;
-	c->agreement.fd = fd;
+	stream_init(&c->agreement.stream, loop_io(loop_self()), fd);
 	c->agreement.listener = l;
 	c->next = l->handshakes;
 	l->handshakes = c;
@@ -213,7 +212,7 @@ static void listener_stop(struct listener *l)
 	address_shutdown(&l->address);
 	co_queue_wake_all(&l->room);
 	for (struct client *c = l->handshakes; c; c = c->next)
-		shutdown(c->agreement.fd, SHUT_RDWR);
+		stream_shutdown(&c->agreement.stream);
 }
 
 static void listener_free(struct listener *l)

@@ -25,8 +25,8 @@
 
 /* One client's handshake.  On the heap: coroutines have small stacks. */
 struct handshake {
-	struct io *io;
 	struct agreement *a;
+	struct stream *s;		/* the agreement's */
 	bool fixed;			/* NBD_FLAG_C_FIXED_NEWSTYLE: more than EXPORT_NAME may come */
 	bool no_zeroes;			/* NBD_FLAG_C_NO_ZEROES */
 

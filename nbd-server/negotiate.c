@@ -19,7 +19,6 @@
 #include <string.h>
 
 #include "common/bytes.h"
-#include "common/io.h"
 
 /* -- bytes ------------------------------------------------------------------ */
 
@@ -33,7 +32,7 @@ int handshake_flush(struct handshake *h)
 	if (h->sent > HANDSHAKE_SENT_MAX)
 		return -E2BIG;
 	h->out_len = 0;
-	return io_send_all(h->io, h->a->fd, &iov, 1);
+	return stream_send_all(h->s, &iov, 1, false);
 }
 
 int handshake_put(struct handshake *h, const void *p, size_t n)
@@ -55,7 +54,7 @@ int handshake_put(struct handshake *h, const void *p, size_t n)
 /* At least one more byte into IN, which is empty. */
 static int handshake_fill(struct handshake *h)
 {
-	ssize_t n = io_recv(h->io, h->a->fd, h->in, sizeof(h->in));
+	ssize_t n = stream_recv(h->s, h->in, sizeof(h->in));
 
 	if (n <= 0)
 		return n < 0 ? (int)n : -ECONNRESET;
@@ -324,15 +323,15 @@ static int negotiate_option(struct handshake *h)
 	return rc;
 }
 
-int negotiate(struct io *io, struct agreement *a)
+int negotiate(struct agreement *a)
 {
 	struct handshake *h = calloc(1, sizeof(*h));
 	int rc;
 
 	if (!h)
 		return -ENOMEM;
-	h->io = io;
 	h->a = a;
+	h->s = &a->stream;
 	handshake_forget(h);
 	rc = negotiate_greet(h);
 	while (!rc)

@@ -7,13 +7,11 @@
 
 #include "nbd-server/transmission.h"
 
-struct io;
-
-/* Speaks with the client on A->fd (coroutine; A->listener and fd are set).
+/* Speaks with the client on A->stream (coroutine; A->listener and stream are set).
  * 0: *A is complete and the connection goes on to transmission.
  * -errno: the connection is over (client left, misbehaved, or only asked);
- * nothing in *A but fd needs releasing.  A time limit is the caller's: it shuts
+ * nothing in *A but the stream needs releasing.  A time limit is the caller's: it shuts
  * the socket down. */
-int negotiate(struct io *io, struct agreement *a);
+int negotiate(struct agreement *a);
 
 #endif

@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sendfile.h>
-#include <sys/socket.h>
 
 #include "common/bytes.h"
 #include "nbd-server/conn.h"
@@ -276,23 +275,8 @@ void reply_status(struct request *rq, uint32_t error)
 /* Sends all of V; false when the connection is dead. */
 static bool send_all(struct conn *c, struct iovec *v, int n, bool more)
 {
-	while (n && !c->dead) {
-		ssize_t sent = io_send(c->io, c->fd, v, n, more);
-
-		if (sent < 0) {
-			conn_kill(c);
-			break;
-		}
-		while (n && (size_t)sent >= v->iov_len) {
-			sent -= (ssize_t)v->iov_len;
-			v++;
-			n--;
-		}
-		if (n) {
-			v->iov_base = (char *)v->iov_base + sent;
-			v->iov_len -= (size_t)sent;
-		}
-	}
+	if (!c->dead && stream_send_all(&c->stream, v, n, more))
+		conn_kill(c);
 	return !c->dead;
 }
 
@@ -302,13 +286,13 @@ static void send_file(struct conn *c, struct reply *r)
 {
 	while (r->file_len && !c->dead) {
 		off_t off = (off_t)r->file_off;
-		ssize_t sent = sendfile(c->fd, r->file->fd, &off, r->file_len);
+		ssize_t sent = sendfile(c->stream.fd, r->file->fd, &off, r->file_len);
 
 		if (sent > 0) {
 			r->file_off += (uint64_t)sent;
 			r->file_len -= (uint64_t)sent;
 		} else if (sent < 0 && errno == EAGAIN) {
-			if (io_poll(c->io, c->fd, POLLOUT) < 0)
+			if (io_poll(c->stream.io, c->stream.fd, POLLOUT) < 0)
 				conn_kill(c);
 		} else if (sent == 0 || errno != EINTR) {
 			conn_kill(c);

@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/stream.h"
+
 struct export;
 struct listener;
 
@@ -18,7 +20,7 @@ struct listener;
 
 /* What the handshake agreed on. */
 struct agreement {
-	int fd;				/* the connected socket, non-blocking; owned */
+	struct stream stream;		/* owned */
 	struct export *export;		/* one reference, given back when the connection ends */
 	struct listener *listener;	/* told when it ends (listener_connection_ended) */
 	bool structured;		/* NBD_OPT_STRUCTURED_REPLY */
@@ -29,8 +31,8 @@ struct agreement {
 	size_t early_len;
 };
 
-/* Main loop: hands the connection over.  *A is copied. */
-void transmission_start(const struct agreement *a);
+/* Main loop: hands the connection over.  *A is copied, stream and all. */
+void transmission_start(struct agreement *a);
 
 /* The export's loop, in a coroutine: shuts down all its connections (they end soon after). */
 void transmission_shutdown(struct export *e);

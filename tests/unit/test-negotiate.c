@@ -141,9 +141,10 @@ static int run(const struct script *s, struct agreement *a, struct script *repli
 		setsockopt(fds[i], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
 	assert_int_equal(send(fds[1], s->bytes, s->n, MSG_DONTWAIT), (ssize_t)s->n);
 	shutdown(fds[1], SHUT_WR);
-	*a = (struct agreement){ .fd = fds[0] };
-	rc = negotiate(io_blocking(), a);
-	close(fds[0]);
+	*a = (struct agreement){ .listener = NULL };
+	stream_init(&a->stream, io_blocking(), fds[0]);
+	rc = negotiate(a);
+	stream_close(&a->stream);
 	if (replies)
 		replies->n = 0;
 	while (replies && (n = recv(fds[1], replies->bytes + replies->n,
