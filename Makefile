@@ -29,7 +29,7 @@ MANS     = $(patsubst doc/%.pod,$(BUILD)/doc/%,$(sort $(wildcard doc/*.[1578].po
            $(BUILD)/doc/merinod-qmp.7
 
 .PHONY: all programs mans unit help deps check check-run check-asan check-tsan check-valgrind \
-        demo bench lint install clean
+        soak fuzzers fuzz-programs fuzz demo bench lint install clean
 .SECONDARY:
 
 all: programs mans			## the programs and man pages
@@ -52,6 +52,19 @@ $(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libmerino.a $(BUILD)/libserver.a
 $(BUILD)/libserver.a: $(filter-out %/main.o,$(call objs,nbd-server))
 	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
 unit: $(UNIT)				## the unit tests' programs
+
+# Fuzz targets are built by clang, for libFuzzer, with everything below them.
+FUZZ     = $(patsubst tests/fuzz/fuzz-%.c,$(BUILD)/fuzz/%,$(sort $(wildcard tests/fuzz/fuzz-*.c)))
+FUZZ_SECONDS ?= 3600
+$(BUILD)/fuzz/%: tests/fuzz/fuzz-%.c $(BUILD)/libmerino.a $(BUILD)/libserver.a
+	@mkdir -p $(@D)
+	$(call say,CC)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer -MMD -MP -o $@ $< $(BUILD)/libserver.a $(BUILD)/libmerino.a $(LIBS)
+fuzz-programs: $(FUZZ)
+fuzzers:				## the fuzz targets' programs
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)-fuzz CC="$(FUZZ_CC)" CFLAGS="-O1 -g -fno-omit-frame-pointer" \
+		SAN="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -D__SANITIZE_ADDRESS__=1" \
+		WERROR= fuzz-programs
+FUZZ_CC ?= $(if $(findstring ccache,$(CC)),ccache )clang
 
 pod2man  = pod2man -u -r "merino $(VERSION)" -c "Merino" \
 		-n $(shell echo $(basename $*) | tr a-z A-Z) -s $(subst .,,$(suffix $*)) $< $@
@@ -79,8 +92,14 @@ demo: deps				## a live disk, a full and an incremental backup, proven
 	@$(MAKE) --no-print-directory programs
 	@BUILD=$(BUILD) tests/demo/demo
 
-check-run: programs mans unit lint
-	@BUILD=$(BUILD) tests/run $(BUILD)
+check-run: programs mans unit fuzzers lint
+	@BUILD=$(BUILD) FUZZ=$(BUILD)-fuzz/fuzz FUZZ_SECONDS=5 tests/run $(BUILD)
+soak: deps				## the tests' long forms: hours
+	@$(MAKE) --no-print-directory programs unit
+	@tests/soak $(BUILD) $(SOAK)
+fuzz: deps				## every fuzz target for FUZZ_SECONDS each (default: an hour)
+	@$(MAKE) --no-print-directory fuzzers
+	@tests/fuzz/run $(BUILD)-fuzz/fuzz $(FUZZ_SECONDS)
 check-asan: deps			## the suite under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory BUILD=build-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" \
 		SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined" programs unit
