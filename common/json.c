@@ -29,6 +29,7 @@ struct parser {
 	char *end;
 	unsigned depth;			/* levels that may still be opened */
 	unsigned tokens;		/* values and keys that may still come */
+	bool strict;			/* no single quotes */
 	struct error *err;
 };
 
@@ -347,7 +348,7 @@ static int parse_pair(struct parser *p, struct json_object *object)
 		return rc;
 	if (p->at == p->end)
 		return fail(p, "premature EOI");
-	if (c != '"' && c != '\'')
+	if (c != '"' && (c != '\'' || p->strict))
 		return fail(p, c && strchr("}],:", c) ? "expecting value"
 						       : "key is not a string in object");
 	rc = parse_string(p, &key, &len);
@@ -440,7 +441,7 @@ static int parse_value(struct parser *p, struct json_object **out)
 		return fail(p, "premature EOI");
 	if (c == '{' || c == '[')
 		return parse_nested(p, out);
-	if (c == '"' || c == '\'')
+	if (c == '"' || (c == '\'' && !p->strict))
 		return parse_string_value(p, out);
 	if (c == '-' || is_digit(c))
 		return parse_number(p, out);
@@ -465,25 +466,51 @@ struct json_limits json_limits_fill(const struct json_limits *limits)
 	return l;
 }
 
+static int parse_one(struct parser *p, struct json_object **out)
+{
+	int rc = parse_value(p, out);
+
+	if (rc < 0)
+		return rc;
+	peek(p);
+	if (p->at == p->end)
+		return 0;
+	json_object_put(*out);
+	*out = NULL;
+	return error_set(p->err, -EINVAL, "Expecting at most one JSON value");
+}
+
 int json_parse_in_place(char *text, size_t n, const struct json_limits *limits,
 			struct json_object **out, struct error *err)
 {
 	struct json_limits l = json_limits_fill(limits);
-	struct parser p = { text, text + n, l.depth, l.tokens, err };
-	int rc;
+	struct parser p = { text, text + n, l.depth, l.tokens, false, err };
 
 	*out = NULL;
 	if (n > l.bytes)
 		return error_set(err, -E2BIG, "JSON token size limit exceeded");
-	rc = parse_value(&p, out);
-	if (rc < 0)
-		return rc;
-	peek(&p);
-	if (p.at == p.end)
-		return 0;
-	json_object_put(*out);
+	return parse_one(&p, out);
+}
+
+int json_parse_document(const char *text, size_t n, const struct json_limits *limits,
+			struct json_object **out, unsigned *line, struct error *err)
+{
+	struct json_limits l = json_limits_fill(limits);
+	char *copy = n > l.bytes ? NULL : malloc(n + 1);
+	struct parser p = { copy, copy + n, l.depth, l.tokens, true, err };
+	int rc;
+
 	*out = NULL;
-	return error_set(err, -EINVAL, "Expecting at most one JSON value");
+	*line = 1;
+	if (!copy)
+		return error_set(err, n > l.bytes ? -E2BIG : -ENOMEM, n > l.bytes
+				 ? "JSON token size limit exceeded" : "Out of memory");
+	memcpy(copy, text, n);
+	rc = parse_one(&p, out);
+	for (size_t i = 0; i < (size_t)(p.at - copy); i++)
+		*line += text[i] == '\n';
+	free(copy);
+	return rc;
 }
 
 struct json_object *json_parse_text(const char *text, struct error *err)

@@ -55,6 +55,11 @@ struct json_object *json_parse_text(const char *text, struct error *err);
 int json_parse_in_place(char *text, size_t n, const struct json_limits *limits,
 			struct json_object **out, struct error *err);
 
+/* Reads a file's TEXT of N bytes, which is one value by RFC 8259, without our
+ * extensions.  *LINE is where reading ended, counted from 1. */
+int json_parse_document(const char *text, size_t n, const struct json_limits *limits,
+			struct json_object **out, unsigned *line, struct error *err);
+
 /* The text of O on one line.  It belongs to O and lasts until O is changed, written
  * again or freed.  NULL when out of memory. */
 const char *json_write(struct json_object *o);

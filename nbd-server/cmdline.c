@@ -6,7 +6,7 @@
  * at the end leaves nothing half done; --daemonize, --pidfile and --loops take
  * effect before everything else, wherever they stand.
  */
-#include "nbd-server/cmdline.h"
+#include "nbd-server/cmdline-int.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -23,26 +23,7 @@
 
 #define LOOPS_MAX 64
 
-struct option_def {
-	const char *name;		/* NULL: a heading of --help */
-	char letter;			/* 0: none */
-	const char *arg;		/* what --help calls its value; NULL: takes none */
-	const char *help;		/* lines are broken with \n; NULL: not shown */
-	/* Takes effect while reading … */
-	void (*take)(struct cmdline *c, const char *text);
-	/* … or in its turn. */
-	int (*run)(const char *text, struct error *err);
-};
-
-struct setting {
-	const struct option_def *def;
-	const char *text;
-};
-
-static void usage_error(const char *what, const char *reason)
-	__attribute__((noreturn));
-
-static void usage_error(const char *what, const char *reason)
+void cmdline_refuse(const char *what, const char *reason)
 {
 	fprintf(stderr, "merinod: %s: %s\nTry 'merinod --help'.\n", what, reason);
 	exit(1);
@@ -52,7 +33,7 @@ static void *grow(void *v, unsigned n, size_t size)
 {
 	v = reallocarray(v, n + 1, size);
 	if (!v)
-		usage_error("command line", "Out of memory");
+		cmdline_refuse("command line", "Out of memory");
 	return v;
 }
 
@@ -74,7 +55,7 @@ static void take_daemonize(struct cmdline *c, const char *text)
 static void take_pidfile(struct cmdline *c, const char *text)
 {
 	if (c->pidfile)
-		usage_error("--pidfile", "may be given once");
+		cmdline_refuse("--pidfile", "may be given once");
 	c->pidfile = text;
 }
 
@@ -84,7 +65,7 @@ static void take_loops(struct cmdline *c, const char *text)
 	unsigned long n = strtoul(text, &end, 10);
 
 	if (*text < '0' || *text > '9' || *end || n < 1 || n > LOOPS_MAX)
-		usage_error("--loops", "must be a number from 1 to 64");
+		cmdline_refuse("--loops", "must be a number from 1 to 64");
 	c->loops = (unsigned)n;
 }
 
@@ -97,7 +78,7 @@ static void take_trace(struct cmdline *c, const char *text)
 static void take_qmp_commands(struct cmdline *c, const char *text)
 {
 	if (!describe_commands(stdout, text))
-		usage_error("--qmp-commands", "must be pod");
+		cmdline_refuse("--qmp-commands", "must be pod");
 	exit(0);
 }
 
@@ -124,59 +105,24 @@ static void take_bitmap(struct cmdline *c, const char *text)
 	q->bitmaps[q->n_bitmaps++] = text;
 }
 
-/* -- what is run in order ------------------------------------------------------ */
+/* -- what is run in order; O is consumed in place ------------------------------- */
 
-static int run_blockdev(const char *text, struct error *err)
+static int run_blockdev(struct json_object *o, struct error *err)
 {
-	struct json_object *o = keyval_parse(text, "driver", err);
-	int rc = o ? qmp_run_keyval("blockdev-add", o, err) : err->code;
-
-	json_object_put(o);
-	return rc;
+	return qmp_run_keyval("blockdev-add", o, err);
 }
 
-static int run_export(const char *text, struct error *err)
+static int run_export(struct json_object *o, struct error *err)
 {
-	struct json_object *o = keyval_parse(text, "type", err);
-	int rc = o ? qmp_run_keyval("block-export-add", o, err) : err->code;
-
-	json_object_put(o);
-	return rc;
+	return qmp_run_keyval("block-export-add", o, err);
 }
 
-static int run_nbd_server(const char *text, struct error *err)
-{
-	struct json_object *o = keyval_parse(text, NULL, err);
-	int rc = o ? nbd_server_start_keyval(o, err) : err->code;
-
-	json_object_put(o);
-	return rc;
-}
-
-static int run_chardev(const char *text, struct error *err)
-{
-	struct json_object *o = keyval_parse_bare(text, "backend", err);
-	int rc = o ? chardev_add(o, err) : err->code;
-
-	json_object_put(o);
-	return rc;
-}
-
-static int run_monitor(const char *text, struct error *err)
-{
-	struct json_object *o = keyval_parse_bare(text, "chardev", err);
-	int rc = o ? monitor_add(o, err) : err->code;
-
-	json_object_put(o);
-	return rc;
-}
-
-static int run_object(const char *text, struct error *err)
+static int run_object(struct json_object *o, struct error *err)
 {
 	return error_set(err, -ENOTSUP, "objects are not supported yet");
 }
 
-static const struct option_def options[] = {
+const struct option_def cmdline_options[] = {
 	{ .help = "Serve images to people:" },
 	{ "read-only", 'r', NULL, "serve them read only", .take = take_read_only },
 	{ "format", 'f', "FORMAT", "their format, raw or qcow2; without it, qcow2 is\n"
@@ -187,23 +133,30 @@ static const struct option_def options[] = {
 	  .take = take_bitmap },
 	{ .help = "Serve as qemu-storage-daemon does:" },
 	{ "blockdev", 0, "DRIVER,node-name=N,...", "open an image, as QMP's blockdev-add",
-	  .run = run_blockdev },
+	  .run = run_blockdev, .implied = "driver", .member = "blockdevs", .list = true },
 	{ "chardev", 0, "socket,id=ID,path=PATH,server=on,wait=off",
-	  "make a socket for a monitor (or host=,port=; or fd=); or stdio,id=ID", .run = run_chardev },
+	  "make a socket for a monitor (or host=,port=; or fd=); or stdio,id=ID",
+	  .run = chardev_add, .implied = "backend", .bare = true, .member = "chardevs", .list = true },
 	{ "export", 0, "nbd,id=ID,node-name=N,...", "offer a node, as QMP's block-export-add",
-	  .run = run_export },
-	{ "monitor", 0, "ID[,pretty=on]", "serve QMP clients on a chardev", .run = run_monitor },
+	  .run = run_export, .implied = "type", .member = "exports", .list = true },
+	{ "monitor", 0, "ID[,pretty=on]", "serve QMP clients on a chardev",
+	  .run = monitor_add, .implied = "chardev", .bare = true, .member = "monitors", .list = true },
 	{ "nbd-server", 0, "addr.type=unix,addr.path=PATH,...",
 	  "listen for NBD clients (or addr.type=inet,addr.host=,addr.port=; or\n"
 	  "addr.type=fd,addr.str=); max-connections=N, handshake-max-seconds=N;\n"
-	  "may be repeated", .run = run_nbd_server },
-	{ "object", 0, "...", "not supported yet", .run = run_object },
+	  "may be repeated", .run = nbd_server_start_keyval,
+	  .member = "nbd-servers", .list = true },
+	{ "object", 0, "...", "not supported yet", .run = run_object, .implied = "qom-type",
+	  .member = "objects", .list = true },
 	{ .help = "The process:" },
+	{ "config", 0, "FILE", "read options from this file, which is JSON",
+	  .take = cmdline_take_config },
 	{ "daemonize", 0, NULL, "go to the background when everything is in place",
-	  .take = take_daemonize },
+	  .take = take_daemonize, .member = "daemonize" },
 	{ "pidfile", 0, "PATH", "hold this file, with the process id, while running",
-	  .take = take_pidfile },
-	{ "loops", 0, "N", "threads that disks are spread over; default 1", .take = take_loops },
+	  .take = take_pidfile, .member = "pidfile" },
+	{ "loops", 0, "N", "threads that disks are spread over; default 1", .take = take_loops,
+	  .member = "loops" },
 	{ "trace", 'T', "...", "accepted for qemu-storage-daemon's sake; does nothing",
 	  .take = take_trace },
 	{ "qmp-commands", 0, "FORMAT", NULL, .take = take_qmp_commands },
@@ -211,7 +164,9 @@ static const struct option_def options[] = {
 	{ "version", 'V', NULL, "print the version and exit", .take = take_version },
 };
 
-#define N_OPTIONS (sizeof(options) / sizeof(options[0]))
+#define N_OPTIONS (sizeof(cmdline_options) / sizeof(cmdline_options[0]))
+
+const unsigned cmdline_n_options = N_OPTIONS;
 
 static void print_option(const struct option_def *d)
 {
@@ -235,10 +190,10 @@ static void take_help(struct cmdline *c, const char *text)
 	     "       merinod OPTIONS...\n"
 	     "Serves disk images over NBD, with live bitmaps; speaks QMP.");
 	for (unsigned i = 0; i < N_OPTIONS; i++) {
-		if (!options[i].name)
-			printf("\n%s\n", options[i].help);
-		else if (options[i].help)
-			print_option(&options[i]);
+		if (!cmdline_options[i].name)
+			printf("\n%s\n", cmdline_options[i].help);
+		else if (cmdline_options[i].help)
+			print_option(&cmdline_options[i]);
 	}
 	puts("\nOptions are processed in the order given.  See merinod(8).");
 	exit(0);
@@ -251,7 +206,7 @@ static void make_getopt(struct option *longs, char *shorts)
 {
 	*shorts++ = '-';		/* other words in their place, as option 1 */
 	for (unsigned i = 0; i < N_OPTIONS; i++) {
-		const struct option_def *d = &options[i];
+		const struct option_def *d = &cmdline_options[i];
 
 		if (!d->name)
 			continue;
@@ -272,10 +227,10 @@ static void make_getopt(struct option *longs, char *shorts)
 static const struct option_def *find_option(int c)
 {
 	if (c >= 256)
-		return &options[c - 256];
+		return &cmdline_options[c - 256];
 	for (unsigned i = 0; i < N_OPTIONS; i++) {
-		if (options[i].name && options[i].letter == c)
-			return &options[i];
+		if (cmdline_options[i].name && cmdline_options[i].letter == c)
+			return &cmdline_options[i];
 	}
 	return NULL;
 }
@@ -288,14 +243,18 @@ static void take_file(struct cmdline *c, char *name)
 	q->files[q->n_files++] = name;
 }
 
-static void take_option(struct cmdline *c, const struct option_def *d, const char *text)
+void cmdline_queue(struct cmdline *c, const struct setting *s)
 {
-	if (d->take) {
-		d->take(c, text);
-		return;
-	}
 	c->settings = grow(c->settings, c->n_settings, sizeof(*c->settings));
-	c->settings[c->n_settings++] = (struct setting){ d, text };
+	c->settings[c->n_settings++] = *s;
+}
+
+void cmdline_take(struct cmdline *c, const struct option_def *d, const char *text)
+{
+	if (d->take)
+		d->take(c, text);
+	else
+		cmdline_queue(c, &(struct setting){ .def = d, .text = text });
 }
 
 /* All refusals about options that do not go together. */
@@ -304,9 +263,9 @@ static void check(const struct cmdline *c)
 	const struct quick *q = &c->quick;
 
 	if (!q->n_files && (q->read_only || q->format || q->socket || q->n_bitmaps))
-		usage_error("-r, -f, -k, -B", "no disk is named");
+		cmdline_refuse("-r, -f, -k, -B", "no disk is named");
 	if (q->format && strcmp(q->format, "raw") && strcmp(q->format, "qcow2"))
-		usage_error("--format", "must be raw or qcow2");
+		cmdline_refuse("--format", "must be raw or qcow2");
 }
 
 void cmdline_parse(struct cmdline *c, int argc, char **argv)
@@ -324,27 +283,52 @@ void cmdline_parse(struct cmdline *c, int argc, char **argv)
 		if (o == '?')
 			exit(1);	/* getopt has said why */
 		if (d)
-			take_option(c, d, optarg);
+			cmdline_take(c, d, optarg);
 		else
 			take_file(c, optarg);
 	}
 	while (optind < argc)
 		take_file(c, argv[optind++]);
 	if (argc < 2)
-		usage_error("nothing to serve", "name a disk, or options");
+		cmdline_refuse("nothing to serve", "name a disk, or options");
 	check(c);
+}
+
+/* A private copy: what is run consumes it. */
+static struct json_object *setting_object(const struct setting *s, struct error *err)
+{
+	struct json_object *o;
+
+	if (s->text && s->def->bare)
+		return keyval_parse_bare(s->text, s->def->implied, err);
+	if (s->text)
+		return keyval_parse(s->text, s->def->implied, err);
+	o = opts_copy(s->object);
+	if (!o)
+		error_set(err, -ENOMEM, "Out of memory");
+	return o;
+}
+
+static int setting_run(const struct cmdline *c, const struct setting *s, struct error *err)
+{
+	struct json_object *o = setting_object(s, err);
+	int rc = o ? s->def->run(o, err) : err->code;
+
+	json_object_put(o);
+	if (rc && s->text)
+		error_prefix(err, "--%s %s: ", s->def->name, s->text);
+	else if (rc)
+		error_prefix(err, "%s: %s[%u]: ", c->config_path, s->def->member, s->index);
+	return rc;
 }
 
 int cmdline_run(struct cmdline *c, struct error *err)
 {
 	for (unsigned i = 0; i < c->n_settings; i++) {
-		const struct setting *s = &c->settings[i];
-		int rc = s->def->run(s->text, err);
+		int rc = setting_run(c, &c->settings[i], err);
 
-		if (rc) {
-			error_prefix(err, "--%s %s: ", s->def->name, s->text);
+		if (rc)
 			return rc;
-		}
 	}
 	return c->quick.n_files ? quick_run(&c->quick, err) : 0;
 }
@@ -354,4 +338,5 @@ void cmdline_free(struct cmdline *c)
 	free(c->settings);
 	free(c->quick.files);
 	free(c->quick.bitmaps);
+	json_object_put(c->config);
 }

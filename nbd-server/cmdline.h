@@ -8,12 +8,16 @@
 #include "common/error.h"
 #include "nbd-server/quick.h"
 
+struct json_object;
+
 /* What has to be known before anything runs. */
 struct cmdline {
 	bool daemonize;
 	const char *pidfile;		/* NULL: none */
 	unsigned loops;			/* threads for disks */
 	struct quick quick;		/* merinod disk.qcow2 */
+	const char *config_path;	/* NULL: none */
+	struct json_object *config;	/* what is in it */
 	struct setting *settings;	/* the rest, in order */
 	unsigned n_settings;
 };
