@@ -20,7 +20,8 @@ const struct node_bitmap_hooks *node_bitmap_hooks;
 const struct node_event_hooks *node_event_hooks;
 
 const struct node_driver *const node_drivers[] = {
-	&file_driver, &host_device_driver, &raw_driver, &qcow2_driver, NULL,
+	&file_driver, &host_device_driver, &raw_driver, &qcow2_driver,
+	&null_driver, &blkdebug_driver, NULL,
 };
 
 static const char *const child_names[CHILD_COUNT] = { "file", "backing", "data-file" };
@@ -199,12 +200,13 @@ static int take_generic_options(struct node *n, struct json_object *opts, struct
 		rc = take_cache_options(n, opts, err);
 	if (rc)
 		return rc;
-	if (detect)
-		return error_set(err, -ENOTSUP, "detect-zeroes=%s is not supported; use 'off'",
-				 detects[detect]);
+	if (detect == 2 && discard != 1)
+		return error_set(err, -EINVAL, "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
 	if (n->force_share && !n->read_only)
 		return error_set(err, -EINVAL, "force-share=on can only be used with read-only images");
 	n->discard_unmap = discard == 1;
+	n->detect_zeroes = detect != 0;
+	n->detect_unmap = detect == 2;
 	return 0;
 }
 

@@ -11,9 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/bytes.h"
 #include "common/checked.h"
 
 #define ZERO_PIECE (1u << 20)	/* bytes of zeroes written at a time when nothing better works */
+#define ZERO_BLOCK 4096u	/* detect-zeroes looks at blocks of this size … */
+#define ZERO_RUN_MIN (64u << 10)	/* … and cuts a write for this many zeroes in a row */
 
 static inline int node_check_read(const struct node *n, uint64_t off, uint64_t len)
 {
@@ -53,20 +56,6 @@ int node_read(struct node *n, void *buf, uint64_t off, size_t len)
 	return n->driver->read(n, buf, off, len);
 }
 
-int node_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags)
-{
-	int rc = node_check_write(n, off, len);
-
-	if (__builtin_expect(rc || !len, 0))
-		return rc;
-	if (n->cache_no_flush)
-		flags &= ~(unsigned)NODE_FUA;
-	node_taps_before(n, off, len);
-	rc = n->driver->write(n, buf, off, len, flags);
-	node_taps_after(n, off, len, rc);
-	return rc;
-}
-
 /* The slow way: zeroes from memory. */
 static int node_zero_by_writing(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 {
@@ -88,6 +77,80 @@ static int node_zero_by_writing(struct node *n, uint64_t off, uint64_t len, unsi
 	return rc;
 }
 
+/* Zeroes of a range that was checked, taps told. */
+static int zero_now(struct node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+	int rc = n->driver->zero ? n->driver->zero(n, off, len, flags) : -ENOTSUP;
+
+	if (rc == -ENOTSUP && !(flags & NODE_NO_FALLBACK))
+		rc = node_zero_by_writing(n, off, len, flags);
+	return rc;
+}
+
+/* How many bytes from the start of BUF are of one kind: all zeroes (*ZERO), or
+ * data up to the next run of zeroes that is worth a request of its own. */
+static size_t detect_run(const uint8_t *buf, uint64_t off, size_t len, bool *zero)
+{
+	size_t run = 0, data = 0, piece;
+
+	*zero = false;
+	while (data + run < len) {
+		const uint8_t *p = buf + data + run;
+
+		piece = (size_t)(ZERO_BLOCK - (off + data + run) % ZERO_BLOCK);
+		piece = (size_t)min_u64(piece, len - data - run);
+		if (bytes_are_zero(p, piece)) {
+			run += piece;
+			continue;
+		}
+		if (!data && run >= ZERO_RUN_MIN)
+			break;
+		if (data && run >= ZERO_RUN_MIN)
+			return data;
+		data += run + piece;
+		run = 0;
+	}
+	*zero = !data && (run == len || run >= ZERO_RUN_MIN);
+	if (*zero || (data && run >= ZERO_RUN_MIN))
+		return *zero ? run : data;
+	return data + run;
+}
+
+/* detect-zeroes: a write all of zeroes, or a long aligned run of them inside it,
+ * is stored as zeroes.  Pieces meet at multiples of ZERO_BLOCK: no block tears. */
+static int node_write_detect(struct node *n, const void *buf, uint64_t off, size_t len,
+			     unsigned flags)
+{
+	unsigned how = (flags & NODE_FUA) | (n->detect_unmap ? NODE_MAY_UNMAP : 0u);
+	int rc = 0;
+
+	while (len && !rc) {
+		bool zero;
+		size_t now = detect_run(buf, off, len, &zero);
+
+		rc = zero ? zero_now(n, off, now, how) : n->driver->write(n, buf, off, now, flags);
+		buf = (const uint8_t *)buf + now;
+		off += now;
+		len -= now;
+	}
+	return rc;
+}
+
+int node_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags)
+{
+	int rc = node_check_write(n, off, len);
+
+	if (__builtin_expect(rc || !len, 0))
+		return rc;
+	if (n->cache_no_flush)
+		flags &= ~(unsigned)NODE_FUA;
+	node_taps_before(n, off, len);
+	rc = n->detect_zeroes ? node_write_detect(n, buf, off, len, flags)
+			      : n->driver->write(n, buf, off, len, flags);
+	node_taps_after(n, off, len, rc);
+	return rc;
+}
+
 int node_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 {
 	int rc = node_check_write(n, off, len);
@@ -99,9 +162,7 @@ int node_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 	if (n->cache_no_flush)
 		flags &= ~(unsigned)NODE_FUA;
 	node_taps_before(n, off, len);
-	rc = n->driver->zero ? n->driver->zero(n, off, len, flags) : -ENOTSUP;
-	if (rc == -ENOTSUP && !(flags & NODE_NO_FALLBACK))
-		rc = node_zero_by_writing(n, off, len, flags);
+	rc = zero_now(n, off, len, flags);
 	node_taps_after(n, off, len, rc);
 	return rc;
 }
@@ -137,6 +198,8 @@ int node_map(struct node *n, uint64_t off, uint64_t len, struct extents *x)
 		return rc;
 	if (n->driver->map)
 		return n->driver->map(n, off, len, x);
+	if (n->driver->filter)
+		return node_map(n->child[CHILD_FILE], off, len, x);
 	extents_add(x, len, 0, 1);
 	return 0;
 }
@@ -146,7 +209,7 @@ static int map_chain(struct node *n, uint64_t off, uint64_t len, struct extents 
 /* [off, off+len) has nothing in N: what the layers below say.  1: X is full. */
 static int map_below(struct node *n, uint64_t off, uint64_t len, struct extents *x, uint32_t depth)
 {
-	struct node *below = n->child[CHILD_BACKING];
+	struct node *below = node_skip_filters(n)->child[CHILD_BACKING];
 	uint64_t there = 0;
 	int rc = 0;
 
@@ -157,6 +220,13 @@ static int map_below(struct node *n, uint64_t off, uint64_t len, struct extents 
 	if (rc || there == len)
 		return rc;
 	return extents_add(x, len - there, EXTENT_ZERO | EXTENT_HOLE | EXTENT_UNALLOCATED, 0) ? 0 : 1;
+}
+
+struct node *node_skip_filters(struct node *n)
+{
+	while (n->driver->filter)
+		n = n->child[CHILD_FILE];
+	return n;
 }
 
 /* Appends until [off, off+len) is covered (0), X is full (1) or an error. */

@@ -81,6 +81,7 @@ struct node_driver {
 	/* Names of the options beside the generic ones, NULL-terminated: what help,
 	 * man page and schema list. */
 	const char *const *options;
+	bool filter;			/* shows CHILD_FILE as it is: see filter.h */
 	/* Reads the driver's options out of OPTS (common/options.h), opens the
 	 * children, sets size and state.  On failure the node is freed by the caller. */
 	int (*open)(struct node *n, struct json_object *opts, struct error *err);
@@ -118,6 +119,8 @@ struct node {
 	bool read_only;
 	bool auto_read_only;		/* may fall back to read only */
 	bool discard_unmap;		/* "discard": pass discards down ("unmap"), or drop them */
+	bool detect_zeroes;		/* long runs of zeroes in a write become node_zero()'s */
+	bool detect_unmap;		/* … that may leave holes */
 	bool force_share;		/* no lock bytes, read only */
 	bool cache_direct, cache_no_flush;
 	bool monitor_owned;		/* made by blockdev-add: blockdev-del may delete it */
@@ -195,6 +198,9 @@ int node_flush(struct node *n);
 int node_map(struct node *n, uint64_t off, uint64_t len, struct extents *x);
 int node_truncate(struct node *n, uint64_t size, struct error *err);
 
+/* The node that N shows: N itself, or what is below the filters over it. */
+struct node *node_skip_filters(struct node *n);
+
 /* As node_map(), with the backing chain looked through: EXTENT_UNALLOCATED only
  * where no layer has anything (with EXTENT_ZERO|EXTENT_HOLE); depth counts
  * layers, 1 is N itself. */
@@ -207,6 +213,7 @@ bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file 
 		     uint64_t *host_off);
 
 extern const struct node_driver file_driver, host_device_driver, raw_driver, qcow2_driver;
+extern const struct node_driver null_driver, blkdebug_driver;
 
 /* Drivers, for help and lookup; ends with NULL. */
 extern const struct node_driver *const node_drivers[];

@@ -95,7 +95,19 @@ static int raw_flush(struct node *n)
 
 static int raw_map(struct node *n, uint64_t off, uint64_t len, struct extents *x)
 {
-	return node_map(n->child[CHILD_FILE], off + raw_offset(n), len, x);
+	struct node *file = n->child[CHILD_FILE];
+	uint32_t first = x->n;
+	int rc;
+
+	if (file->protocol)
+		return node_map(file, off + raw_offset(n), len, x);
+	/* A format or its like below: all its layers are this one layer's data. */
+	rc = node_map_chain(file, off + raw_offset(n), len, x);
+	for (uint32_t i = first; i < x->n; i++) {
+		x->v[i].flags &= ~(uint32_t)EXTENT_UNALLOCATED;
+		x->v[i].depth = 1;
+	}
+	return rc;
 }
 
 static int raw_truncate(struct node *n, uint64_t size, struct error *err)

@@ -40,7 +40,7 @@ static const struct qmp_arg args_blockdev_add[] = {
 	{ "auto-read-only", QMP_BOOL, false, "read only when it cannot be opened for writing" },
 	{ "force-share", QMP_BOOL, false, "no locks are taken; needs read-only" },
 	{ "discard", QMP_STR, false, "ignore or unmap", .values = discard_values },
-	{ "detect-zeroes", QMP_STR, false, "off; the others are refused", .values = detect_zeroes_values },
+	{ "detect-zeroes", QMP_STR, false, "off, on or unmap", .values = detect_zeroes_values },
 	{ "cache", QMP_OBJECT, false, "direct, no-flush", .members = args_cache },
 	{ "offset", QMP_INT, false, "raw: where the disk begins in its file, bytes" },
 	{ "size", QMP_INT, false, "raw: bytes of the disk" },

@@ -65,7 +65,7 @@ def test_pages_refer_to_pages_that_exist(merinod_page, merino_page, qmp_page):
 
 
 def test_drivers(merinod_page):
-    named = re.findall(r"C<(\w+)>", merinod_page.part("DRIVERS").item("B<driver=NAME>"))
+    named = re.findall(r"C<([\w-]+)>", merinod_page.part("DRIVERS").item("B<driver=NAME>"))
     sections = [n for h in merinod_page.part("DRIVERS").headings(2) if h != "all drivers" for n in h.split(", ")]
     assert set(named) == set(sections) == set(ctables.drivers())
 

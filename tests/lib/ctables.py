@@ -37,7 +37,7 @@ def drivers():
     for driver in re.findall(r"&(\w+)", listed):
         body = re.search(rf"const struct node_driver {driver} = \{{(.*?)\n\}};", files, re.S).group(1)
         options = re.search(r"\.options = (\w+)", body).group(1)
-        found[re.search(r'\.name = "(\w+)"', body).group(1)] = array_of_strings(files, options)
+        found[re.search(r'\.name = "([\w-]+)"', body).group(1)] = array_of_strings(files, options)
     return found
 
 
