@@ -5,14 +5,14 @@
  * does: the one who listened there before has died, or loses.  Anything else
  * is left alone, and bind(2) says so.
  */
-#include "nbd-server/address.h"
+#include "nbd-server/address-int.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,10 +21,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "common/io.h"
 #include "common/loop.h"
 #include "common/options.h"
 
-#define ADDRESS_BACKLOG 1024		/* clients that wait to be accepted */
 #define ADDRESS_SEND_BUFFER (4 << 20)	/* bytes */
 
 /* -- unix ------------------------------------------------------------------- */
@@ -70,7 +70,8 @@ static int unix_listen(struct unix_options *o, struct address *a, struct error *
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return error_errno(err, -errno, "Failed to create Unix socket");
-	a->fds[a->n_fds++] = fd;
+	a->waits[a->n_fds] = a->fds[a->n_fds] = fd;
+	a->n_fds++;
 	if (!o->abstract)
 		unix_remove_stale(o->path);
 	if (bind(fd, (struct sockaddr *)&un, len) < 0)
@@ -231,7 +232,8 @@ static int inet_bind_all(const struct addrinfo *list, uint16_t port, struct addr
 		}
 		if (!a->n_fds)
 			a->port = inet_port(fd);
-		a->fds[a->n_fds++] = fd;
+		a->waits[a->n_fds] = a->fds[a->n_fds] = fd;
+		a->n_fds++;
 	}
 	if (rc == -EADDRINUSE) {
 		while (a->n_fds)
@@ -280,50 +282,11 @@ static int address_inet(struct json_object *json, struct address *a, struct erro
 	return rc;
 }
 
-/* -- fd --------------------------------------------------------------------- */
-
-static int fd_adopt(const char *text, struct address *a, struct error *err)
-{
-	int listens = 0, flags;
-	socklen_t len = sizeof(listens);
-	char *end;
-	long fd;
-
-	errno = 0;
-	fd = strtol(text, &end, 10);
-	if (errno || !*text || *end || fd < 3 || fd > INT_MAX)
-		return error_set(err, -EINVAL, "File descriptor named '%s' not found", text);
-	if (getsockopt((int)fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) < 0 || !listens)
-		return error_set(err, -ENOTSOCK, "File descriptor %ld is not a listening socket",
-				 fd);
-	flags = fcntl((int)fd, F_GETFL);
-	if (flags < 0 || fcntl((int)fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
-	    fcntl((int)fd, F_SETFD, FD_CLOEXEC) < 0)
-		return error_errno(err, -errno, "File descriptor %ld", fd);
-	a->fds[a->n_fds++] = (int)fd;
-	return 0;
-}
-
-static int address_fd(struct json_object *json, struct address *a, struct error *err)
-{
-	char *text = NULL;
-	int rc = opts_require(json, "str", err);
-
-	if (!rc)
-		rc = opts_str(json, "str", &text, err);
-	if (!rc)
-		rc = opts_end(json, err);
-	if (!rc)
-		rc = fd_adopt(text, a, err);
-	free(text);
-	return rc;
-}
-
 /* -- all -------------------------------------------------------------------- */
 
 int address_listen(struct json_object *o, struct address *a, struct error *err)
 {
-	static const char *const types[] = { "unix", "inet", "fd", NULL };
+	static const char *const types[] = { "unix", "inet", "fd", "vsock", NULL };
 	int type = -1, rc;
 
 	*a = (struct address){ 0 };
@@ -343,6 +306,9 @@ int address_listen(struct json_object *o, struct address *a, struct error *err)
 	case ADDRESS_FD:
 		rc = address_fd(o, a, err);
 		break;
+	case ADDRESS_VSOCK:
+		rc = address_vsock(o, a, err);
+		break;
 	}
 	if (rc)
 		address_clear(a);
@@ -359,16 +325,40 @@ bool address_is_file(const struct address *a, const char *path)
 
 void address_shutdown(struct address *a)
 {
+	if (a->end_fd > 0) {
+		address_end_watched(a);
+		return;
+	}
 	for (unsigned i = 0; i < a->n_fds; i++)
 		shutdown(a->fds[i], SHUT_RDWR);
+}
+
+int address_accept(const struct address *a, unsigned i, struct io *io)
+{
+	int rc, fd = a->fds[i];
+
+	if (!a->end_fd)
+		return io_accept(io, fd);
+	rc = io_poll(io, a->waits[i], POLLIN);
+	if (rc < 0)
+		return rc;
+	rc = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	return rc < 0 ? -errno : rc;
 }
 
 void address_clear(struct address *a)
 {
 	if (a->path && address_is_file(a, a->path))
 		unlink(a->path);
-	while (a->n_fds)
-		close(a->fds[--a->n_fds]);
+	while (a->n_fds) {
+		int wait = a->waits[--a->n_fds];
+
+		if (wait != a->fds[a->n_fds] && wait >= 0)
+			close(wait);
+		close(a->fds[a->n_fds]);
+	}
+	if (a->end_fd > 0)
+		close(a->end_fd);
 	free(a->path);
 	*a = (struct address){ 0 };
 }

@@ -143,7 +143,8 @@ const struct option_def cmdline_options[] = {
 	  .run = monitor_add, .implied = "chardev", .bare = true, .member = "monitors", .list = true },
 	{ "nbd-server", 0, "addr.type=unix,addr.path=PATH,...",
 	  "listen for NBD clients (or addr.type=inet,addr.host=,addr.port=; or\n"
-	  "addr.type=fd,addr.str=); max-connections=N, handshake-max-seconds=N;\n"
+	  "addr.type=fd,addr.str=; or addr.type=vsock,addr.cid=,addr.port=);\n"
+	  "max-connections=N, handshake-max-seconds=N;\n"
 	  "may be repeated", .run = nbd_server_start_keyval,
 	  .member = "nbd-servers", .list = true },
 	{ "object", 0, "...", "not supported yet", .run = run_object, .implied = "qom-type",

@@ -20,10 +20,10 @@
 #define DEFAULT_HANDSHAKE 10		/* seconds */
 
 /* A flat address, as on the command line; its other members depend on type. */
-static const char *const address_types[] = { "inet", "unix", "fd", NULL };
+static const char *const address_types[] = { "inet", "unix", "fd", "vsock", NULL };
 
 static const struct qmp_arg args_flat_address[] = {
-	{ "type", QMP_STR, true, "inet, unix or fd", .values = address_types },
+	{ "type", QMP_STR, true, "inet, unix, fd or vsock", .values = address_types },
 	{ NULL },
 };
 
@@ -56,7 +56,13 @@ static const struct qmp_arg args_inet[] = {
 };
 
 static const struct qmp_arg args_fd[] = {
-	{ "str", QMP_STR, true, "number of a listening socket's descriptor" },
+	{ "str", QMP_STR, true, "a listening socket's descriptor, or its name in LISTEN_FDNAMES" },
+	{ NULL },
+};
+
+static const struct qmp_arg args_vsock[] = {
+	{ "cid", QMP_STR, true, "context id; 4294967295: any of ours" },
+	{ "port", QMP_STR, true, "number" },
 	{ NULL },
 };
 
@@ -64,6 +70,8 @@ static const struct qmp_arg *address_args(const char *type)
 {
 	if (!strcmp(type, "unix"))
 		return args_unix;
+	if (!strcmp(type, "vsock"))
+		return args_vsock;
 	return strcmp(type, "inet") ? args_fd : args_inet;
 }
 

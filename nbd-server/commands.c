@@ -57,10 +57,10 @@ static const struct qmp_arg args_query_nodes[] = {
 	{ NULL },
 };
 
-static const char *const address_types[] = { "inet", "unix", "fd", NULL };
+static const char *const address_types[] = { "inet", "unix", "fd", "vsock", NULL };
 
 static const struct qmp_arg args_address[] = {
-	{ "type", QMP_STR, true, "inet, unix or fd", .values = address_types },
+	{ "type", QMP_STR, true, "inet, unix, fd or vsock", .values = address_types },
 	{ "data", QMP_OBJECT, true, "the address; its members depend on type" },
 	{ NULL },
 };

@@ -53,10 +53,11 @@ struct client {
 /* What an acceptor's coroutine starts with. */
 struct acceptor {
 	struct listener *listener;
-	int fd;
+	unsigned socket;		/* of its address */
 };
 
 static struct listener *listeners;
+static bool accepting;			/* listener_accept_all() was called */
 
 bool listener_any(void)
 {
@@ -145,17 +146,18 @@ static void acceptor_run(void *arg)
 	struct acceptor *a = arg;
 	struct listener *l = a->listener;
 	struct io *io = loop_io(loop_self());
-	int fd = a->fd, last = 0;
+	unsigned socket = a->socket;
+	int last = 0;
 
 	free(a);
 	while (!l->stopping) {
 		int rc;
 
-		if (listener_is_full(l)) {
+		if (!accepting || listener_is_full(l)) {
 			co_queue_wait(&l->room);
 			continue;
 		}
-		rc = io_accept(io, fd);
+		rc = address_accept(&l->address, socket, io);
 		if (rc >= 0 && l->stopping) {
 			close(rc);
 		} else if (rc >= 0) {
@@ -192,6 +194,13 @@ static bool listener_is_at(struct json_object *addr)
 	return false;
 }
 
+void listener_accept_all(void)
+{
+	accepting = true;
+	for (struct listener *l = listeners; l; l = l->next)
+		co_queue_wake_all(&l->room);
+}
+
 static int listener_start_acceptors(struct listener *l)
 {
 	for (unsigned i = 0; i < l->address.n_fds; i++) {
@@ -199,7 +208,7 @@ static int listener_start_acceptors(struct listener *l)
 
 		if (!a)
 			return -ENOMEM;
-		*a = (struct acceptor){ l, l->address.fds[i] };
+		*a = (struct acceptor){ l, i };
 		l->acceptors++;
 		co_start(acceptor_run, a);
 	}
@@ -296,9 +305,11 @@ char *listener_uri(struct listener *l, const char *export_name)
 
 	if (!l)
 		l = listeners;
-	if (!l || l->address.type == ADDRESS_FD || l->address.abstract)
+	if (!l || l->address.abstract)
 		return NULL;
 	if (l->address.type == ADDRESS_INET)
 		return inet_uri(&l->address, export_name);
+	if (l->address.type != ADDRESS_UNIX)
+		return NULL;
 	return uri_build_unix(false, l->address.path, export_name, &uri, NULL) ? NULL : uri;
 }

@@ -30,6 +30,10 @@ int listener_start(struct json_object *addr, const struct listener_options *o, s
  * -ENOENT "NBD server not running" when there is none. */
 int listener_stop_all(struct error *err);
 
+/* The start is over: all exports that the command line asks for are there, and
+ * clients, who could only connect so far, are served. */
+void listener_accept_all(void);
+
 /* Whether any listener runs. */
 bool listener_any(void);
 

@@ -18,12 +18,14 @@
 #include "bitmaps/bitmap.h"
 #include "common/log.h"
 #include "common/loop.h"
+#include "nbd-server/activation.h"
 #include "nbd-server/cmdline.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/daemon.h"
 #include "nbd-server/export.h"
 #include "nbd-server/listener.h"
 #include "nbd-server/monitor.h"
+#include "nbd-server/notify.h"
 #include "nbd-server/process.h"
 
 struct daemon the_daemon;
@@ -52,6 +54,7 @@ void daemon_quit(void)
 	if (starting || ending)
 		return;
 	ending = true;
+	notify_stopping();
 	co_start(end_run, NULL);
 }
 
@@ -78,10 +81,13 @@ static void start_run(void *arg)
 
 	if (!rc)
 		rc = pidfile_write(&err);
-	if (rc)
+	if (rc) {
 		fail(&err);
-	else
+	} else {
+		listener_accept_all();
 		process_ready();
+		notify_ready();
+	}
 	starting = false;
 	if (rc || quit_wanted)
 		daemon_quit();
@@ -128,7 +134,10 @@ static void free_loops(void)
 
 static int prepare(struct error *err)
 {
-	int rc = cmdline.daemonize ? process_daemonize(err) : 0;
+	int rc = activation_take(err);
+
+	if (!rc && cmdline.daemonize)
+		rc = process_daemonize(err);
 
 	if (!rc && cmdline.pidfile)
 		rc = pidfile_take(cmdline.pidfile, err);

@@ -60,7 +60,7 @@ struct client {
 /* What an acceptor's coroutine starts with. */
 struct acceptor {
 	struct monitor *monitor;
-	int fd;
+	unsigned socket;		/* of its address */
 };
 
 static struct monitor *monitors;
@@ -292,7 +292,7 @@ static void acceptor_run(void *arg)
 	struct acceptor *a = arg;
 	struct monitor *m = a->monitor;
 	struct io *io = loop_io(loop_self());
-	int fd = a->fd;
+	unsigned socket = a->socket;
 
 	free(a);
 	while (!quiescing) {
@@ -302,12 +302,12 @@ static void acceptor_run(void *arg)
 			co_queue_wait(&m->room);
 			continue;
 		}
-		rc = io_accept(io, fd);
+		rc = address_accept(&m->address, socket, io);
 		if (rc >= 0 && quiescing)
 			close(rc);
 		else if (rc >= 0)
 			client_start(m, rc);
-		else if (rc != -ECONNABORTED && rc != -EINTR && !quiescing)
+		else if (rc != -ECONNABORTED && rc != -EINTR && rc != -EAGAIN && !quiescing)
 			io_sleep(io, ACCEPT_PAUSE);
 	}
 	m->acceptors--;
@@ -321,7 +321,7 @@ static int monitor_start(struct monitor *m, struct error *err)
 
 		if (!a)
 			return error_set(err, -ENOMEM, "Out of memory");
-		*a = (struct acceptor){ m, m->address.fds[i] };
+		*a = (struct acceptor){ m, i };
 		m->acceptors++;
 		co_start(acceptor_run, a);
 	}

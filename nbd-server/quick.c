@@ -21,6 +21,7 @@
 #include <json-c/json.h>
 
 #include "common/log.h"
+#include "nbd-server/activation.h"
 #include "nbd-server/listener.h"
 #include "nbd-server/qmp.h"
 
@@ -78,17 +79,46 @@ static char *private_socket(struct error *err)
 	return path;
 }
 
-static int listen_on(const char *path, struct error *err)
+/* On an address of TYPE whose only member is KEY. */
+static int listen_on(const char *type, const char *key, const char *value, struct error *err)
 {
 	struct json_object *args = json_object_new_object(), *addr = json_object_new_object();
 	struct json_object *data = json_object_new_object();
-	int rc;
 
-	json_object_object_add(data, "path", string(path));
-	json_object_object_add(addr, "type", string("unix"));
+	json_object_object_add(data, key, string(value));
+	json_object_object_add(addr, "type", string(type));
 	json_object_object_add(addr, "data", data);
 	json_object_object_add(args, "addr", addr);
-	rc = run("nbd-server-start", args, err);
+	return run("nbd-server-start", args, err);
+}
+
+/* On all sockets that were passed. */
+static int listen_activated(struct error *err)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < activation_count() && !rc; i++) {
+		char number[16];
+
+		snprintf(number, sizeof(number), "%u", 3 + i);
+		rc = listen_on("fd", "str", number, err);
+	}
+	return rc;
+}
+
+static int listen_somewhere(const struct quick *q, struct error *err)
+{
+	char *path;
+	int rc;
+
+	/* An --nbd-server on the same command line is as good. */
+	if (!q->socket && listener_any())
+		return 0;
+	if (!q->socket && activation_count())
+		return listen_activated(err);
+	path = q->socket ? strdup(q->socket) : private_socket(err);
+	rc = path ? listen_on("unix", "path", path, err) : -ENOMEM;
+	free(path);
 	return rc;
 }
 
@@ -193,22 +223,16 @@ static int image_serve(const struct quick *q, unsigned n, struct error *err)
 	if (rc)
 		return rc;
 	uri = listener_uri(NULL, i.name);
-	puts(uri ? uri : i.name);
+	if (uri)
+		puts(uri);
 	free(uri);
 	return 0;
 }
 
 int quick_run(const struct quick *q, struct error *err)
 {
-	char *path = NULL;
-	int rc = 0;
+	int rc = listen_somewhere(q, err);
 
-	/* An --nbd-server on the same command line is as good. */
-	if (q->socket || !listener_any()) {
-		path = q->socket ? strdup(q->socket) : private_socket(err);
-		rc = path ? listen_on(path, err) : -ENOMEM;
-	}
-	free(path);
 	for (unsigned n = 0; n < q->n_files && !rc; n++) {
 		rc = image_serve(q, n, err);
 		if (rc)

@@ -114,7 +114,7 @@ def test_environment(merinod_page):
 @pytest.mark.parametrize("path, name, unit, phrase", [
     ("nbd-server/commands-export.c", "DEFAULT_CONNECTIONS", 1, "{} for each listener"),
     ("nbd-server/commands-export.c", "DEFAULT_HANDSHAKE", 1, "A handshake ends after {} s"),
-    ("nbd-server/address.c", "ADDRESS_BACKLOG", 1, "{} more wait in the kernel"),
+    ("nbd-server/address-int.h", "ADDRESS_BACKLOG", 1, "{} more wait in the kernel"),
     ("nbd-server/negotiate-int.h", "HANDSHAKE_OPTIONS_MAX", 1, "after {} options"),
     ("nbd-server/negotiate-int.h", "HANDSHAKE_SENT_MAX", 1 << 20, "after {} MiB of replies"),
     ("nbd-server/nbd-proto.h", "NBD_OPTION_MAX", 1 << 10, "An option has at most {} KiB"),
