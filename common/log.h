@@ -8,7 +8,7 @@
 #ifndef MERINO_LOG_H
 #define MERINO_LOG_H
 
-enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
+enum log_level { LOG_LEVEL_NONE = -1, LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
 
 /* Sets the program's name (kept by reference) and the most verbose level shown. */
 void log_init(const char *program, enum log_level most);

@@ -107,6 +107,16 @@ static int put_field64(struct qcow2 *s, unsigned field, uint64_t value)
 	return put_bytes(s, first, 0, n);
 }
 
+/* Whether extensions and backing name fit the cluster: asked before the first change. */
+static bool has_room(const struct qcow2 *s)
+{
+	const struct qcow2_header *h = &s->h;
+	uint64_t end = extensions_end(h);
+
+	return end <= s->cluster_size && (!h->backing_name || h->backing_offset >= end ||
+					  end + strlen(h->backing_name) <= s->cluster_size);
+}
+
 /* Makes room for the extensions: the backing name moves behind them. */
 static int move_backing_name(struct qcow2 *s)
 {
@@ -115,8 +125,6 @@ static int move_backing_name(struct qcow2 *s)
 	uint8_t *p;
 	int rc;
 
-	if (end > s->cluster_size)
-		return -ENOSPC;
 	if (!h->backing_name || h->backing_offset >= end)
 		return 0;
 	len = strlen(h->backing_name);
@@ -124,7 +132,7 @@ static int move_backing_name(struct qcow2 *s)
 	to = to + 64 + len <= s->cluster_size ? align_up(to + 64 - 8, 8) : to;
 	if (to + len > s->cluster_size) {	/* no room for a copy: in one step */
 		h->backing_offset = end;
-		return end + len <= s->cluster_size ? 0 : -ENOSPC;
+		return 0;
 	}
 	p = calloc(1, to + len);
 	if (!p)
@@ -175,7 +183,9 @@ int qcow2_header_write(struct qcow2 *s)
 	if (!(h->autoclear & QCOW2_BITMAPS))
 		qcow2_ext_drop(h, QCOW2_EXT_BITMAPS);
 	old = get_be64(h->bytes + H_AUTOCLEAR);
-	if (old & ~h->autoclear)
+	if (!has_room(s))
+		rc = -ENOSPC;
+	if (!rc && (old & ~h->autoclear))
 		rc = put_field64(s, H_AUTOCLEAR, old & h->autoclear);
 	if (!rc)
 		rc = move_backing_name(s);

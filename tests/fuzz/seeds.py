@@ -6,6 +6,9 @@ What a fuzzer found and is worth keeping lies beside them, under a name that beg
 """
 
 import pathlib
+import struct
+import subprocess
+import tempfile
 
 CORPUS = pathlib.Path(__file__).resolve().parent / "corpus"
 
@@ -31,5 +34,66 @@ def keyval():
         put("keyval", name, bytes([kind]) + text.encode())
 
 
+def sh(*argv):
+    subprocess.run([str(a) for a in argv], check=True, stdout=subprocess.DEVNULL)
+
+
+def script(*steps):
+    """(what, where, how much) of tests/fuzz/disk.h."""
+    return b"".join(struct.pack(">BIH", what, where, much)[:1] + struct.pack(">I", where)[1:]
+                    + struct.pack(">H", much) for what, where, much in steps)
+
+
+READ, WRITE, ZERO, DISCARD, FLUSH, MAP, GROW, FAIL, DESCRIBE, BITMAP = 0, 1, 2, 3, 4, 5, 6, 7, 14, 15
+USE = ((READ, 0, 60000), (WRITE, 3, 700), (MAP, 0, 0), (WRITE | 0x40, 40, 4000), (ZERO | 8, 2, 2048),
+       (DISCARD, 0, 1024), (FLUSH, 0, 0), (READ | 0x10, 77, 9000), (WRITE, 3, 512))
+
+
+def image(name, create, *after, size="128k", flags=5, steps=USE, base=False):
+    """An image by qemu-img, of small clusters where it lets us, with data in it."""
+    with tempfile.TemporaryDirectory() as tmp:
+        path = pathlib.Path(tmp) / "i.qcow2"
+        if base:
+            (pathlib.Path(tmp) / "base").write_bytes(bytes([0xba]) * 65536)
+        sh("qemu-img", "create", "-q", "-f", "qcow2", *create, path, size)
+        for what in after:
+            sh(*[str(path) if word == "IMAGE" else word for word in what])
+        data = path.read_bytes()
+    data = data.rstrip(b"\0")
+    steps = script(*steps)
+    put("qcow2", name, bytes([flags, len(steps) // 6]) + struct.pack(">H", 64) + steps + data)
+
+
+def io(*commands):
+    return ("qemu-io", *[w for c in commands for w in ("-c", c)], "IMAGE")
+
+
+def qcow2():
+    small = ("-o", "cluster_size=512")
+    fill = io("write -P 1 0 3k", "write -P 2 20k 2k", "write -z 30k 4k")
+    image("empty", small)
+    image("data", small, fill)
+    image("read-only", small, fill, flags=4)
+    image("small-cache", small, fill, flags=13)
+    image("large", small, fill, size="4M", steps=USE + ((WRITE | 0x80, 0xffffff, 512), (DISCARD | 0x40, 0, 0)))
+    image("cluster-4k", ("-o", "cluster_size=4k"), fill)
+    image("cluster-64k", ())
+    image("v2", ("-o", "compat=0.10,cluster_size=512"), fill)
+    for bits in 1, 8, 64:
+        image(f"refcount-{bits}", ("-o", f"cluster_size=512,refcount_bits={bits}"), fill)
+    image("lazy", ("-o", "cluster_size=512,lazy_refcounts=on"), fill)
+    image("metadata", ("-o", "cluster_size=512,preallocation=metadata"), size="16k")
+    image("backing", ("-u", "-b", "base", "-F", "raw", "-o", "cluster_size=512"), size="128k")
+    image("compressed", small, io("write -c -P 3 0 512", "write -c -P 4 512 512", "write 1k 1k"))
+    image("zstd", ("-o", "cluster_size=4k,compression_type=zstd"), io("write -c -P 3 0 4k", "write -c -P 4 8k 4k"))
+    image("subclusters", ("-o", "cluster_size=16k,extended_l2=on"), io("write -P 1 0 2k", "write -z 30k 4k"))
+    image("snapshot", small, fill, ("qemu-img", "snapshot", "-c", "one", "IMAGE"), io("write -P 9 0 1k"))
+    image("bitmap", ("-o", "cluster_size=512"), ("qemu-img", "bitmap", "--add", "-g", "512", "IMAGE", "b0"),
+          fill, ("qemu-img", "bitmap", "--add", "IMAGE", "b1"),
+          steps=USE + ((BITMAP, 64, 0), (BITMAP, 1, 0), (BITMAP, 3, 9000), (DESCRIBE, 0, 0)))
+    image("grow", small, fill, steps=((GROW, 1024, 0), (WRITE | 0x80, 512, 512), (FAIL, 0, 5), *USE))
+
+
 if __name__ == "__main__":
     keyval()
+    qcow2()

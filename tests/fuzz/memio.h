@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* memio: struct io on a few files in memory, for the fuzz targets.
+ *
+ * Every operation is done when it returns.  A file holds MEMIO_FILE_MAX bytes: past
+ * that the disk is full.  Nothing but what memio_put() made can be opened: a path that
+ * an image made up is refused, and counted.  memio_fail() makes one operation fail.
+ */
+#ifndef TESTS_FUZZ_MEMIO_H
+#define TESTS_FUZZ_MEMIO_H
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/checked.h"
+#include "common/extents.h"
+#include "common/io.h"
+#include "tests/fuzz/fuzz.h"
+
+#define MEMIO_FILES 8
+#define MEMIO_FILE_MAX (24u << 20)
+#define MEMIO_PAGE 4096u
+
+struct memio_file {
+	char path[128];
+	uint8_t *data;			/* CAPACITY bytes, zeroes behind SIZE */
+	uint64_t size, capacity;
+	unsigned writes;		/* that changed the file */
+};
+
+static struct memio_file memio_files[MEMIO_FILES];
+static unsigned memio_foreign;		/* opens of what is not there */
+static unsigned memio_ops_done, memio_fail_at;
+static int memio_fail_with;
+
+static inline struct memio_file *memio_find(const char *path)
+{
+	for (unsigned i = 0; i < MEMIO_FILES; i++)
+		if (memio_files[i].path[0] && !strcmp(memio_files[i].path, path))
+			return &memio_files[i];
+	return NULL;
+}
+
+static inline bool memio_reserve(struct memio_file *m, uint64_t size)
+{
+	uint64_t capacity = m->capacity ? m->capacity : 65536;
+	uint8_t *data;
+
+	if (size > MEMIO_FILE_MAX)
+		return false;
+	while (capacity < size)
+		capacity *= 2;
+	if (capacity == m->capacity)
+		return true;
+	data = realloc(m->data, capacity);
+	fuzz_assert(data);
+	memset(data + m->capacity, 0, capacity - m->capacity);
+	m->data = data;
+	m->capacity = capacity;
+	return true;
+}
+
+static inline bool memio_resize(struct memio_file *m, uint64_t size)
+{
+	if (!memio_reserve(m, size))
+		return false;
+	if (size < m->size)
+		memset(m->data + size, 0, m->size - size);
+	m->size = size;
+	return true;
+}
+
+/* A file with these contents, and zeroes behind them up to SIZE. */
+static inline struct memio_file *memio_put(const char *path, const void *data, size_t len, uint64_t size)
+{
+	struct memio_file *m = memio_find(path);
+
+	for (unsigned i = 0; !m && i < MEMIO_FILES; i++)
+		if (!memio_files[i].path[0])
+			m = &memio_files[i];
+	fuzz_assert(m && strlen(path) < sizeof(m->path));
+	strcpy(m->path, path);
+	memio_resize(m, 0);
+	fuzz_assert(memio_resize(m, size > len ? size : len));
+	if (len)
+		memcpy(m->data, data, len);
+	m->writes = 0;
+	return m;
+}
+
+/* The N-th operation from now fails (0: none). */
+static inline void memio_fail(unsigned n, int err)
+{
+	memio_fail_at = n ? memio_ops_done + n : 0;
+	memio_fail_with = err;
+}
+
+static inline int memio_fault(void)
+{
+	return ++memio_ops_done == memio_fail_at ? -memio_fail_with : 0;
+}
+
+static inline struct io_file *memio_open(struct io *io, const char *path, unsigned flags, struct error *err)
+{
+	struct memio_file *m = memio_find(path);
+	struct io_file *f;
+
+	if (!m && (flags & IO_CREATE))
+		m = memio_put(path, NULL, 0, 0);
+	if (!m) {
+		memio_foreign++;
+		error_errno(err, -ENOENT, "Could not open '%s'", path);
+		return NULL;
+	}
+	f = calloc(1, sizeof(*f));
+	fuzz_assert(f);
+	*f = (struct io_file){ .io = io, .fd = -1, .refs = 1, .align = 1,
+			       .writable = flags & IO_RDWR, .sim = m };
+	return f;
+}
+
+static inline void memio_close(struct io_file *f)
+{
+	free(f);
+}
+
+static inline ssize_t memio_pread(struct io_file *f, void *buf, size_t len, uint64_t off)
+{
+	struct memio_file *m = f->sim;
+	int rc = memio_fault();
+
+	fuzz_assert(off <= INT64_MAX && len <= INT64_MAX - off);
+	if (rc)
+		return rc;
+	if (off >= m->size)
+		return 0;
+	len = min_u64(len, m->size - off);
+	memcpy(buf, m->data + off, len);
+	return (ssize_t)len;
+}
+
+static inline int memio_pwrite(struct io_file *f, const void *buf, size_t len, uint64_t off, unsigned flags)
+{
+	struct memio_file *m = f->sim;
+	int rc = memio_fault();
+
+	fuzz_assert(f->writable && off <= INT64_MAX && len <= INT64_MAX - off);
+	if (rc)
+		return rc;
+	m->writes++;
+	if (off + len > m->size && !memio_resize(m, off + len))
+		return -ENOSPC;
+	memcpy(m->data + off, buf, len);
+	return 0;
+}
+
+static inline int memio_fsync(struct io_file *f)
+{
+	return memio_fault();
+}
+
+static inline int memio_zero(struct io_file *f, uint64_t off, uint64_t len, unsigned flags)
+{
+	struct memio_file *m = f->sim;
+	int rc = memio_fault();
+
+	fuzz_assert(f->writable && off <= INT64_MAX && len <= INT64_MAX - off);
+	if (rc)
+		return rc;
+	m->writes++;
+	if (off + len > m->size && !memio_resize(m, off + len))
+		return -ENOSPC;
+	memset(m->data + off, 0, len);
+	return 0;
+}
+
+static inline int memio_discard(struct io_file *f, uint64_t off, uint64_t len)
+{
+	struct memio_file *m = f->sim;
+	int rc = memio_fault();
+
+	fuzz_assert(f->writable && off <= INT64_MAX && len <= INT64_MAX - off);
+	m->writes++;
+	if (!rc && off < m->size)
+		memset(m->data + off, 0, min_u64(len, m->size - off));
+	return rc;
+}
+
+/* A page of zeroes is a hole. */
+static inline int memio_map(struct io_file *f, uint64_t off, uint64_t len, struct extents *x)
+{
+	static const uint8_t zeroes[MEMIO_PAGE];
+	struct memio_file *m = f->sim;
+	uint64_t end = off + len;
+	int rc = memio_fault();
+
+	while (!rc && off < end) {
+		uint64_t n = min_u64(MEMIO_PAGE - off % MEMIO_PAGE, end - off);
+		bool hole = off >= m->size;
+
+		if (hole)
+			n = end - off;
+		else
+			hole = !memcmp(m->data + off, zeroes, min_u64(n, m->size - off));
+		if (!extents_add(x, n, hole ? EXTENT_ZERO | EXTENT_HOLE : 0, 0))
+			break;
+		off += n;
+	}
+	return rc;
+}
+
+static inline int64_t memio_size(struct io_file *f)
+{
+	return (int64_t)((struct memio_file *)f->sim)->size;
+}
+
+static inline int memio_truncate(struct io_file *f, uint64_t size)
+{
+	int rc = memio_fault();
+
+	fuzz_assert(f->writable);
+	((struct memio_file *)f->sim)->writes++;
+	return rc ? rc : memio_resize(f->sim, size) ? 0 : -ENOSPC;
+}
+
+static inline void memio_sleep(struct io *io, uint64_t ns)
+{
+}
+
+static inline struct io *memio(void)
+{
+	static const struct io_ops ops = {
+		.name = "memory",
+		.open = memio_open, .close = memio_close, .pread = memio_pread, .pwrite = memio_pwrite,
+		.fsync = memio_fsync, .zero = memio_zero, .discard = memio_discard, .map = memio_map,
+		.size = memio_size, .truncate = memio_truncate, .sleep = memio_sleep,
+	};
+	static struct io io = { .ops = &ops };
+
+	return &io;
+}
+
+#endif
