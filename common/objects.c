@@ -192,6 +192,11 @@ void *object_get(const char *id, const char *class, struct object **ref, struct 
 	return o ? o->data : NULL;
 }
 
+const struct object_class *object_class_of(const struct object *o)
+{
+	return o->class;
+}
+
 void object_each(void (*fn)(const char *id, const struct object_class *c, void *data, void *arg),
 		 void *arg)
 {

@@ -20,6 +20,7 @@ struct option_def {
 	int (*run)(struct json_object *o, struct error *err);
 	const char *implied;
 	bool bare;
+	bool private;			/* its text is not for logs */
 	/* In a configuration file: the member that means the same.  LIST: it is a list,
 	 * of objects for RUN and of texts for TAKE.  NULL: not in a file. */
 	const char *member;

@@ -119,7 +119,7 @@ static int run_export(struct json_object *o, struct error *err)
 
 static int run_object(struct json_object *o, struct error *err)
 {
-	return error_set(err, -ENOTSUP, "objects are not supported yet");
+	return qmp_run_keyval("object-add", o, err);
 }
 
 const struct option_def cmdline_options[] = {
@@ -147,8 +147,9 @@ const struct option_def cmdline_options[] = {
 	  "max-connections=N, handshake-max-seconds=N;\n"
 	  "may be repeated", .run = nbd_server_start_keyval,
 	  .member = "nbd-servers", .list = true },
-	{ "object", 0, "...", "not supported yet", .run = run_object, .implied = "qom-type",
-	  .member = "objects", .list = true },
+	{ "object", 0, "CLASS,id=ID,...", "make an object, as QMP's object-add: secret",
+	  .run = run_object, .implied = "qom-type", .member = "objects", .list = true,
+	  .private = true },
 	{ .help = "The process:" },
 	{ "config", 0, "FILE", "read options from this file, which is JSON",
 	  .take = cmdline_take_config },
@@ -316,7 +317,9 @@ static int setting_run(const struct cmdline *c, const struct setting *s, struct 
 	int rc = o ? s->def->run(o, err) : err->code;
 
 	json_object_put(o);
-	if (rc && s->text)
+	if (rc && s->text && s->def->private)
+		error_prefix(err, "--%s: ", s->def->name);
+	else if (rc && s->text)
 		error_prefix(err, "--%s %s: ", s->def->name, s->text);
 	else if (rc)
 		error_prefix(err, "%s: %s[%u]: ", c->config_path, s->def->member, s->index);

@@ -27,6 +27,9 @@ COMMAND(command_nbd_server_stop);
 COMMAND(command_block_export_add);
 COMMAND(command_block_export_del);
 COMMAND(command_query_block_exports);
+/* commands-object.c */
+COMMAND(command_object_add);
+COMMAND(command_object_del);
 /* commands-transaction.c */
 COMMAND(command_bitmap_add);
 COMMAND(command_bitmap_remove);
@@ -39,6 +42,8 @@ COMMAND(command_transaction);
 extern const struct qmp_arg args_bitmap[];		/* node, name */
 extern const struct qmp_arg args_bitmap_add[];
 extern const struct qmp_arg args_bitmap_merge[];
+extern const struct qmp_arg args_object_add[];
+extern const struct qmp_arg args_object_del[];
 extern const struct qmp_arg args_nothing[];
 
 /* --nbd-server: nbd-server-start with strings and a flat addr.  O is consumed in place. */

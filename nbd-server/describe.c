@@ -57,7 +57,9 @@ static void describe_command(FILE *f, const struct qmp_command *c)
 		fputs("No arguments.\n\n", f);
 	}
 	if (c->open_args)
-		fputs("Further arguments are the driver's; see L<merinod(8)/DRIVERS>.\n\n", f);
+		fprintf(f, "Further arguments are the %s.\n\n",
+			strcmp(c->name, "object-add") ? "driver's; see L<merinod(8)/DRIVERS>"
+						      : "class's; see L<merinod(8)/OBJECTS>");
 }
 
 bool describe_commands(FILE *f, const char *format)

@@ -19,6 +19,8 @@
 #include "common/log.h"
 #include "common/loop.h"
 #include "nbd-server/activation.h"
+#include "common/objects.h"
+#include "common/secret.h"
 #include "nbd-server/cmdline.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/daemon.h"
@@ -45,6 +47,7 @@ static void end_run(void *arg)
 	monitor_close_all();
 	chardev_close_all();
 	quick_end();
+	object_del_all();
 	loop_stop(the_daemon.main);
 }
 
@@ -146,6 +149,12 @@ static int prepare(struct error *err)
 	return rc;
 }
 
+/* What --object and object-add can make. */
+static void register_classes(void)
+{
+	object_class_register(&secret_class);
+}
+
 int main(int argc, char **argv)
 {
 	static struct loop_msg start = { .fn = start_message };
@@ -156,6 +165,7 @@ int main(int argc, char **argv)
 	cmdline_parse(&cmdline, argc, argv);
 	graph_init(&the_daemon.graph);
 	bitmaps_init();
+	register_classes();
 	if (prepare(&err)) {
 		fail(&err);
 	} else {

@@ -77,6 +77,18 @@ def test_options_of_a_driver(driver, merinod_page):
     assert set().union(*(bold(i) for i in items)) == set(ctables.drivers()[driver])
 
 
+@pytest.mark.parametrize("name", ctables.object_classes())
+def test_options_of_an_object(name, merinod_page):
+    items = merinod_page.part("OBJECTS").part(name, 2).items()
+    assert set().union(*(bold(i) for i in items)) == set(ctables.object_classes()[name])
+
+
+def test_objects(merinod_page):
+    registered = ctables.source("nbd-server/main.c").count("object_class_register(&")
+    assert set(merinod_page.part("OBJECTS").headings(2)) == set(ctables.object_classes())
+    assert len(ctables.object_classes()) == registered > 0
+
+
 def test_options_of_all_drivers(merinod_page):
     code = ctables.options_taken("format/graph.c") - {"cache"}
     code |= {f"cache.{o}" for o in ctables.options_taken("format/graph.c", "cache")}

@@ -41,6 +41,14 @@ def drivers():
     return found
 
 
+def object_classes():
+    """{class: [option, ...]} of --object."""
+    files = "".join(p.read_text() for folder in ("common", "format", "nbd-server")
+                    for p in sorted((ROOT / folder).glob("*.c")))
+    return {name: re.findall(r'"([\w-]+)"', options) for name, options in re.findall(
+        r'struct object_class \w+ = \{\s*\.name = "([\w-]+)",\s*\.options = \(const char \*const\[\]\)\{(.*?)\}', files, re.S)}
+
+
 def options_taken(path, variable="opts"):
     """Names that a file takes out of the object VARIABLE with common/options.h."""
     return set(re.findall(rf'\bopts_\w+\({variable}, "([\w-]+)"', source(path)))
