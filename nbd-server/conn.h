@@ -26,7 +26,7 @@
 #include "common/loop.h"
 #include "common/stream.h"
 #include "nbd-server/export.h"
-#include "nbd-server/nbd-proto.h"
+#include "common/nbd-proto.h"
 #include "nbd-server/transmission.h"
 
 #define CONN_REQUESTS_MAX 128

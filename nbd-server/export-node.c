@@ -17,7 +17,7 @@
 
 #include "bitmaps/bitmap.h"
 #include "common/loop.h"
-#include "nbd-server/nbd-proto.h"
+#include "common/nbd-proto.h"
 
 static int context_set(struct export_context *c, enum context_kind kind, struct bitmap *b)
 {

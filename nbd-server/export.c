@@ -17,7 +17,7 @@
 #include "common/loop.h"
 #include "common/json.h"
 #include "nbd-server/daemon.h"
-#include "nbd-server/nbd-proto.h"
+#include "common/nbd-proto.h"
 #include "nbd-server/qmp.h"
 #include "nbd-server/transmission.h"
 

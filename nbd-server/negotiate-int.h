@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "nbd-server/export.h"
-#include "nbd-server/nbd-proto.h"
+#include "common/nbd-proto.h"
 #include "nbd-server/negotiate.h"
 
 #define HANDSHAKE_IN 4096		/* bytes received at once */
