@@ -86,6 +86,9 @@ int loop_wait(struct loop_op *op);
 /* Waits (coroutine) until FD has EVENTS: revents or -errno. */
 int loop_poll(struct loop *l, int fd, short events);
 
+/* loop-ring.c: 0 or -errno. */
+int loop_ring_open(struct io_uring *ring);
+
 void loop_workers_init(struct loop_workers *w);
 void loop_workers_stop(struct loop_workers *w);
 

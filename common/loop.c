@@ -20,7 +20,6 @@
 
 #include "common/log.h"
 
-#define LOOP_RING_ENTRIES 512
 #define LOOP_POLLS_MAX 16384	/* descriptors that one poll(2) watches, without a ring */
 
 static __thread struct loop *loop_current;
@@ -454,29 +453,10 @@ static void loop_turn_poll(struct loop *l, uint64_t patience)
 	}
 }
 
-static int loop_ring_init(struct loop *l)
-{
-	struct io_uring_params best = {
-		.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-			 IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE,
-		.cq_entries = LOOP_RING_ENTRIES * 8,
-	};
-	struct io_uring_params plain = { .flags = IORING_SETUP_CLAMP };
-	const char *choice = getenv("MERINO_IO");
-	int rc;
-
-	if (choice && !strcmp(choice, "threads"))
-		return -ENOSYS;
-	rc = io_uring_queue_init_params(LOOP_RING_ENTRIES, &l->ring, &best);
-	if (rc == -EINVAL)		/* before Linux 6.1 */
-		rc = io_uring_queue_init_params(LOOP_RING_ENTRIES, &l->ring, &plain);
-	return rc;
-}
-
 int loop_run(struct loop *l)
 {
 	struct sched *former = sched_set(&l->sched);
-	int rc = loop_ring_init(l);
+	int rc = loop_ring_open(&l->ring);
 
 	loop_current = l;
 	l->uring = rc == 0;
