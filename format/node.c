@@ -47,13 +47,45 @@ static inline void node_taps_after(struct node *n, uint64_t off, uint64_t len, i
 			t->ops->after(t, off, len, rc);
 }
 
+static inline int node_count(struct node *n, enum io_kind kind, uint64_t len, int rc)
+{
+	struct io_stats *s = &n->stats;
+
+	if (__builtin_expect(rc, 0)) {
+		s->failed[kind]++;
+		return rc;
+	}
+	s->ops[kind]++;
+	s->bytes[kind] += len;
+	return 0;
+}
+
+/* One event, then the threshold is gone.  It is told before the write, so that
+ * whoever makes the storage larger has time. */
+static void threshold_passed(struct node *n, uint64_t end)
+{
+	uint64_t threshold = n->write_threshold;
+
+	n->write_threshold = 0;
+	if (node_event_hooks && node_event_hooks->threshold_exceeded)
+		node_event_hooks->threshold_exceeded(n, end - threshold, threshold);
+}
+
+static inline void node_note_end(struct node *n, uint64_t end)
+{
+	if (end > n->wr_highest)
+		n->wr_highest = end;
+	if (__builtin_expect(n->write_threshold && end > n->write_threshold, 0))
+		threshold_passed(n, end);
+}
+
 int node_read(struct node *n, void *buf, uint64_t off, size_t len)
 {
 	int rc = node_check_read(n, off, len);
 
 	if (__builtin_expect(rc || !len, 0))
 		return rc;
-	return n->driver->read(n, buf, off, len);
+	return node_count(n, IO_KIND_READ, len, n->driver->read(n, buf, off, len));
 }
 
 /* The slow way: zeroes from memory. */
@@ -144,11 +176,12 @@ int node_write(struct node *n, const void *buf, uint64_t off, size_t len, unsign
 		return rc;
 	if (n->cache_no_flush)
 		flags &= ~(unsigned)NODE_FUA;
+	node_note_end(n, off + len);
 	node_taps_before(n, off, len);
 	rc = n->detect_zeroes ? node_write_detect(n, buf, off, len, flags)
 			      : n->driver->write(n, buf, off, len, flags);
 	node_taps_after(n, off, len, rc);
-	return rc;
+	return node_count(n, IO_KIND_WRITE, len, rc);
 }
 
 int node_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
@@ -161,10 +194,11 @@ int node_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 		flags &= ~(unsigned)NODE_MAY_UNMAP;
 	if (n->cache_no_flush)
 		flags &= ~(unsigned)NODE_FUA;
+	node_note_end(n, off + len);
 	node_taps_before(n, off, len);
 	rc = zero_now(n, off, len, flags);
 	node_taps_after(n, off, len, rc);
-	return rc;
+	return node_count(n, IO_KIND_WRITE, len, rc);
 }
 
 int node_discard(struct node *n, uint64_t off, uint64_t len)
@@ -178,7 +212,7 @@ int node_discard(struct node *n, uint64_t off, uint64_t len)
 	if (rc == -ENOTSUP)
 		rc = 0;			/* a hint that nobody could take */
 	node_taps_after(n, off, len, rc);
-	return rc;
+	return node_count(n, IO_KIND_UNMAP, len, rc);
 }
 
 /* cache.no-flush saves the fsync of the storage; a format's tables are written to
@@ -187,7 +221,7 @@ int node_flush(struct node *n)
 {
 	if (!n->driver->flush || (n->cache_no_flush && n->protocol))
 		return 0;
-	return n->driver->flush(n);
+	return node_count(n, IO_KIND_FLUSH, 0, n->driver->flush(n));
 }
 
 int node_map(struct node *n, uint64_t off, uint64_t len, struct extents *x)

@@ -66,6 +66,16 @@ struct tap_ops {
 	void (*after)(struct tap *t, uint64_t off, uint64_t len, int rc);
 };
 
+/* What requests are counted as (QEMU's BlockAcctType). */
+enum io_kind { IO_KIND_READ, IO_KIND_WRITE, IO_KIND_FLUSH, IO_KIND_UNMAP, IO_KIND_COUNT };
+
+/* Since it was opened.  Plain counters: one loop writes them, and reads them. */
+struct io_stats {
+	uint64_t ops[IO_KIND_COUNT], bytes[IO_KIND_COUNT];	/* that succeeded */
+	uint64_t failed[IO_KIND_COUNT];
+	uint64_t ns[IO_KIND_COUNT];	/* time that those took; exports only */
+};
+
 /* Who uses a node, and how.  Embedded in the user (a parent's child edge, an
  * export); linked into node->uses. */
 struct node_use {
@@ -129,6 +139,9 @@ struct node {
 	unsigned level;			/* how deep below the node that was asked for */
 	unsigned refs;			/* graph->lock */
 	char *filename;			/* what query commands show; owned */
+	struct io_stats stats;
+	uint64_t wr_highest;		/* end of the highest write, bytes */
+	uint64_t write_threshold;	/* block-set-write-threshold; 0: none */
 	struct node *child[CHILD_COUNT];
 	struct node_use child_use[CHILD_COUNT];
 	struct node_use *uses;
@@ -234,6 +247,8 @@ struct node_event_hooks {
 	/* The image was marked corrupt, or found to be: QMP's BLOCK_IMAGE_CORRUPTED.
 	 * OFF and LEN are UINT64_MAX when they make no sense. */
 	void (*corrupted)(struct node *n, const char *msg, uint64_t off, uint64_t len, bool fatal);
+	/* A write ended AMOUNT bytes past THRESHOLD, which is not set any more. */
+	void (*threshold_exceeded)(struct node *n, uint64_t amount, uint64_t threshold);
 };
 extern const struct node_event_hooks *node_event_hooks;
 

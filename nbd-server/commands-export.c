@@ -19,23 +19,6 @@
 #define DEFAULT_CONNECTIONS 100
 #define DEFAULT_HANDSHAKE 10		/* seconds */
 
-/* A flat address, as on the command line; its other members depend on type. */
-static const char *const address_types[] = { "inet", "unix", "fd", "vsock", NULL };
-
-static const struct qmp_arg args_flat_address[] = {
-	{ "type", QMP_STR, true, "inet, unix, fd or vsock", .values = address_types },
-	{ NULL },
-};
-
-static const struct qmp_arg args_nbd_server_flat[] = {
-	{ "addr", QMP_OBJECT, true, "where to listen: addr.type=unix,addr.path=..." },
-	{ "handshake-max-seconds", QMP_UINT, false, "limit of a handshake, 0: none; default 10" },
-	{ "tls-creds", QMP_STR, false, "not supported yet" },
-	{ "tls-authz", QMP_STR, false, "not supported yet" },
-	{ "max-connections", QMP_UINT, false, "clients at a time, 0: any number; default 100" },
-	{ NULL },
-};
-
 static const struct qmp_arg args_unix[] = {
 	{ "path", QMP_STR, true, "of the socket" },
 	{ "abstract", QMP_BOOL, false, "a name without a file" },
@@ -66,13 +49,57 @@ static const struct qmp_arg args_vsock[] = {
 	{ NULL },
 };
 
-static const struct qmp_arg *address_args(const char *type)
+/* On the command line they stand beside the type … */
+static const struct qmp_case *flat_address_cases(void)
 {
-	if (!strcmp(type, "unix"))
-		return args_unix;
-	if (!strcmp(type, "vsock"))
-		return args_vsock;
-	return strcmp(type, "inet") ? args_fd : args_inet;
+	static const struct qmp_case cases[] = {
+		{ "inet", args_inet }, { "unix", args_unix }, { "fd", args_fd },
+		{ "vsock", args_vsock }, { NULL },
+	};
+
+	return cases;
+}
+
+const struct qmp_arg args_flat_address[] = {
+	{ "type", QMP_STR, true, "inet, unix, fd or vsock", .cases = flat_address_cases },
+	{ NULL },
+};
+
+static const struct qmp_arg args_nbd_server_flat[] = {
+	{ "addr", QMP_OBJECT, true, "where to listen: addr.type=unix,addr.path=...",
+	  .members = args_flat_address },
+	{ "handshake-max-seconds", QMP_UINT, false, "limit of a handshake, 0: none; default 10" },
+	{ "tls-creds", QMP_STR, false, "not supported yet" },
+	{ "tls-authz", QMP_STR, false, "not supported yet" },
+	{ "max-connections", QMP_UINT, false, "clients at a time, 0: any number; default 100" },
+	{ NULL },
+};
+
+/* … and in QMP, which knows QEMU's legacy form here, in an object of their own. */
+static const struct qmp_arg args_legacy_inet[] = {
+	{ "data", QMP_OBJECT, true, "the address", .members = args_inet }, { NULL },
+};
+
+static const struct qmp_arg args_legacy_unix[] = {
+	{ "data", QMP_OBJECT, true, "the address", .members = args_unix }, { NULL },
+};
+
+static const struct qmp_arg args_legacy_fd[] = {
+	{ "data", QMP_OBJECT, true, "the address", .members = args_fd }, { NULL },
+};
+
+static const struct qmp_arg args_legacy_vsock[] = {
+	{ "data", QMP_OBJECT, true, "the address", .members = args_vsock }, { NULL },
+};
+
+const struct qmp_case *address_cases(void)
+{
+	static const struct qmp_case cases[] = {
+		{ "inet", args_legacy_inet }, { "unix", args_legacy_unix },
+		{ "fd", args_legacy_fd }, { "vsock", args_legacy_vsock }, { NULL },
+	};
+
+	return cases;
 }
 
 static int take_limit(struct json_object *args, const char *name, unsigned *out, struct error *err)
@@ -106,49 +133,39 @@ static int nbd_server_start(struct json_object *args, struct error *err)
 	return listener_start(json_object_object_get(args, "addr"), &o, NULL, err);
 }
 
-/* ADDR loses its type while the rest is checked. */
-static int check_flat(struct json_object *addr, const char *type, struct error *err)
+/* The form of QMP, made flat: its data with the type beside it. */
+static void flatten(struct json_object *args)
 {
-	const struct qmp_arg *args = address_args(type);
-	int rc;
+	struct json_object *addr = json_object_object_get(args, "addr");
+	struct json_object *data = json_object_object_get(addr, "data");
 
-	json_object_object_del(addr, "type");
-	rc = qmp_keyval_types(args, addr, err);
-	if (!rc)
-		rc = qmp_check(args, addr, false, "addr.", err);
-	json_object_object_add(addr, "type", json_object_new_string(type));
-	return rc;
+	json_object_object_add(data, "type", json_object_new_string(qmp_str(addr, "type")));
+	json_object_object_add(args, "addr", json_object_get(data));
 }
 
+/* Both forms are taken. */
 int nbd_server_start_keyval(struct json_object *o, struct error *err)
 {
-	int rc = qmp_keyval_types(args_nbd_server_flat, o, err);
 	struct json_object *addr = json_object_object_get(o, "addr");
-	char type[8] = "";
+	const struct qmp_arg *args = args_nbd_server_flat;
+	int rc;
 
+	if (json_object_is_type(addr, json_type_object) &&
+	    json_object_is_type(json_object_object_get(addr, "data"), json_type_object))
+		args = args_nbd_server_start;
+	rc = qmp_keyval_types(args, o, err);
 	if (!rc)
-		rc = qmp_check(args_nbd_server_flat, o, false, "", err);
-	if (!rc)
-		rc = qmp_check(args_flat_address, addr, true, "addr.", err);
+		rc = qmp_check(args, o, false, "", err);
 	if (rc)
 		return rc;
-	snprintf(type, sizeof(type), "%s", qmp_str(addr, "type"));
-	rc = check_flat(addr, type, err);
-	return rc ? rc : nbd_server_start(o, err);
+	if (args == args_nbd_server_start)
+		flatten(o);
+	return nbd_server_start(o, err);
 }
 
 COMMAND(command_nbd_server_start)
 {
-	struct json_object *addr = json_object_object_get(args, "addr");
-	struct json_object *data = json_object_object_get(addr, "data");
-	const char *type = qmp_str(addr, "type");
-	int rc = qmp_check(address_args(type), data, false, "addr.data.", err);
-
-	if (rc)
-		return rc;
-	/* QEMU's legacy form, flattened: its data with the type beside it. */
-	json_object_object_add(data, "type", json_object_new_string(type));
-	json_object_object_add(args, "addr", json_object_get(data));
+	flatten(args);
 	return nbd_server_start(args, err);
 }
 

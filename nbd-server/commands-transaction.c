@@ -5,7 +5,6 @@
 #include "nbd-server/commands.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -56,18 +55,36 @@ COMMAND(command_bitmap_merge)
 	return run_one("block-dirty-bitmap-merge", args, err);
 }
 
-/* All refusals come before anything is touched. */
-static int read_action(struct json_object *o, size_t i, struct action *a, struct error *err)
+/* {"data": the verb's arguments}: one for each verb, in their order. */
+static struct qmp_arg (*data_of_verbs(size_t n))[2]
 {
-	const char *type = qmp_str(o, "type");
-	char path[64];
+	struct qmp_arg (*v)[2] = calloc(n, sizeof(*v));
 
-	a->verb = verb_find(type);
-	if (!a->verb)
-		return error_set(err, -EINVAL, "Parameter 'type' does not accept value '%s'", type);
-	a->data = json_object_object_get(o, "data");
-	snprintf(path, sizeof(path), "actions[%zu].data.", i);
-	return qmp_check(a->verb->args, a->data, false, path, err);
+	for (size_t i = 0; v && i < n; i++) {
+		v[i][0] = (struct qmp_arg){ "data", QMP_OBJECT, true };
+		v[i][0].members = verbs[i].args;
+	}
+	return v;
+}
+
+const struct qmp_case *action_cases(void)
+{
+	static const struct qmp_case none = { NULL };
+	static struct qmp_case *cases;
+	struct qmp_arg (*data)[2];
+	size_t n = 0;
+
+	while (verbs[n].name)
+		n++;
+	if (cases)
+		return cases;
+	data = data_of_verbs(n);
+	cases = data ? calloc(n + 1, sizeof(*cases)) : NULL;
+	for (size_t i = 0; cases && i < n; i++)
+		cases[i] = (struct qmp_case){ verbs[i].name, data[i] };
+	if (!cases)
+		free(data);
+	return cases ? cases : &none;
 }
 
 /* "grouped" is about jobs, and none of the actions starts one. */
@@ -91,8 +108,12 @@ COMMAND(command_transaction)
 	struct action *v = calloc(n + 1, sizeof(*v));
 	int rc = v ? 0 : error_set(err, -ENOMEM, "Out of memory");
 
-	for (size_t i = 0; i < n && !rc; i++)
-		rc = read_action(json_object_array_get_idx(actions, i), i, &v[i], err);
+	for (size_t i = 0; i < n && !rc; i++) {
+		struct json_object *o = json_object_array_get_idx(actions, i);
+
+		v[i].verb = verb_find(qmp_str(o, "type"));
+		v[i].data = json_object_object_get(o, "data");
+	}
 	if (!rc)
 		rc = check_properties(json_object_object_get(args, "properties"), v, n, err);
 	if (!rc)

@@ -9,6 +9,7 @@
 #include <errno.h>
 
 #include "nbd-server/daemon.h"
+#include "nbd-server/qmp-types.h"
 
 #define QEMU_MAJOR 7			/* whose interface this is: what clients look at */
 #define QEMU_MINOR 2
@@ -33,8 +34,8 @@ static const struct qmp_arg args_cache[] = {
 };
 
 /* What drivers share; they check their own. */
-static const struct qmp_arg args_blockdev_add[] = {
-	{ "driver", QMP_STR, true, "block driver" },
+const struct qmp_arg args_blockdev_add[] = {
+	{ "driver", QMP_STR, true, "block driver", .cases = blockdev_cases },
 	{ "node-name", QMP_STR, false, "name of the new node" },
 	{ "read-only", QMP_BOOL, false, "never written to" },
 	{ "auto-read-only", QMP_BOOL, false, "read only when it cannot be opened for writing" },
@@ -42,8 +43,6 @@ static const struct qmp_arg args_blockdev_add[] = {
 	{ "discard", QMP_STR, false, "ignore or unmap", .values = discard_values },
 	{ "detect-zeroes", QMP_STR, false, "off, on or unmap", .values = detect_zeroes_values },
 	{ "cache", QMP_OBJECT, false, "direct, no-flush", .members = args_cache },
-	{ "offset", QMP_INT, false, "raw: where the disk begins in its file, bytes" },
-	{ "size", QMP_INT, false, "raw: bytes of the disk" },
 	{ NULL },
 };
 
@@ -60,12 +59,13 @@ static const struct qmp_arg args_query_nodes[] = {
 static const char *const address_types[] = { "inet", "unix", "fd", "vsock", NULL };
 
 static const struct qmp_arg args_address[] = {
-	{ "type", QMP_STR, true, "inet, unix, fd or vsock", .values = address_types },
+	{ "type", QMP_STR, true, "inet, unix, fd or vsock",
+	  .values = address_types, .cases = address_cases },
 	{ "data", QMP_OBJECT, true, "the address; its members depend on type" },
 	{ NULL },
 };
 
-static const struct qmp_arg args_nbd_server_start[] = {
+const struct qmp_arg args_nbd_server_start[] = {
 	{ "addr", QMP_OBJECT, true, "where to listen", .members = args_address },
 	{ "handshake-max-seconds", QMP_UINT, false, "limit of a handshake, 0: none; default 10" },
 	{ "tls-creds", QMP_STR, false, "not supported yet" },
@@ -83,7 +83,7 @@ static const struct qmp_arg args_bitmap_ref[] = {
 };
 
 static const struct qmp_arg item_bitmap = {
-	"null", QMP_STR_OR_OBJECT, false, "BlockDirtyBitmapOrStr", .members = args_bitmap_ref,
+	"null", QMP_STR_OR_OBJECT, .members = args_bitmap_ref, .alternate = "BlockDirtyBitmapOrStr",
 };
 
 static const struct qmp_arg args_export_add[] = {
@@ -95,11 +95,14 @@ static const struct qmp_arg args_export_add[] = {
 	{ "writable", QMP_BOOL, false, "clients may write; default false" },
 	{ "writethrough", QMP_BOOL, false, "true is not supported" },
 	{ "allow-inactive", QMP_BOOL, false, "true is not supported" },
-	{ "name", QMP_STR, false, "name on the wire, up to 4096 bytes; default: the node's" },
-	{ "description", QMP_STR, false, "for people, up to 4096 bytes" },
+	{ "name", QMP_STR, false, "name on the wire, up to 4096 bytes; default: the node's",
+	  .only = "nbd" },
+	{ "description", QMP_STR, false, "for people, up to 4096 bytes",
+	  .only = "nbd" },
 	{ "bitmaps", QMP_ARRAY, false, "dirty bitmaps to offer as qemu:dirty-bitmap:NAME",
-	  .item = &item_bitmap },
-	{ "allocation-depth", QMP_BOOL, false, "offer qemu:allocation-depth" },
+	  .item = &item_bitmap, .only = "nbd" },
+	{ "allocation-depth", QMP_BOOL, false, "offer qemu:allocation-depth",
+	  .only = "nbd" },
 	{ NULL },
 };
 
@@ -135,7 +138,7 @@ const struct qmp_arg args_bitmap_merge[] = {
 };
 
 static const struct qmp_arg args_action[] = {
-	{ "type", QMP_STR, true, "a command's name, or abort" },
+	{ "type", QMP_STR, true, "a command's name, or abort", .cases = action_cases },
 	{ "data", QMP_OBJECT, true, "its arguments" },
 	{ NULL },
 };
@@ -199,6 +202,12 @@ static COMMAND(command_query_commands)
 	return 0;
 }
 
+static COMMAND(command_query_qmp_schema)
+{
+	*ret = qmp_schema();
+	return 0;
+}
+
 static COMMAND(command_quit)
 {
 	daemon_quit();
@@ -209,9 +218,11 @@ const struct qmp_command qmp_commands[] = {
 	{ "qmp_capabilities", args_capabilities, .any_mode = true, .unlocked = true,
 	  .run = command_capabilities, .help = "begins a session", .since = "0.1" },
 	{ "query-version", NULL, .unlocked = true, .run = command_query_version,
-	  .help = "whose interface this is, and who provides it", .since = "0.1" },
+	  .help = "whose interface this is, and who provides it", .since = "0.1", .ret = &ret_version },
 	{ "query-commands", NULL, .unlocked = true, .run = command_query_commands,
-	  .help = "names of all commands", .since = "0.1" },
+	  .help = "names of all commands", .since = "0.1", .ret = &ret_commands },
+	{ "query-qmp-schema", NULL, .unlocked = true, .run = command_query_qmp_schema,
+	  .help = "names and types of all this", .since = "0.1", .ret = &ret_schema },
 	{ "quit", NULL, .unlocked = true, .run = command_quit,
 	  .help = "ends the daemon, images closed cleanly", .since = "0.1" },
 	{ "object-add", args_object_add, .open_args = true, .run = command_object_add,
@@ -223,9 +234,9 @@ const struct qmp_command qmp_commands[] = {
 	{ "blockdev-del", args_blockdev_del, .run = command_blockdev_del,
 	  .help = "closes a node that nobody uses", .since = "0.1" },
 	{ "query-named-block-nodes", args_query_nodes, .run = command_query_named_block_nodes,
-	  .help = "all nodes with their images and bitmaps", .since = "0.1" },
+	  .help = "all nodes with their images and bitmaps", .since = "0.1", .ret = &ret_named_nodes },
 	{ "query-block", NULL, .run = command_query_block,
-	  .help = "devices of a virtual machine: none yet", .since = "0.1" },
+	  .help = "devices of a virtual machine: none yet", .since = "0.1", .ret = &ret_blocks },
 	{ "nbd-server-start", args_nbd_server_start, .run = command_nbd_server_start,
 	  .help = "listens for NBD clients; may be used more than once", .since = "0.1" },
 	{ "nbd-server-stop", NULL, .run = command_nbd_server_stop,
@@ -235,7 +246,7 @@ const struct qmp_command qmp_commands[] = {
 	{ "block-export-del", args_export_del, .run = command_block_export_del,
 	  .help = "stops offering it", .since = "0.1" },
 	{ "query-block-exports", NULL, .run = command_query_block_exports,
-	  .help = "all exports", .since = "0.1" },
+	  .help = "all exports", .since = "0.1", .ret = &ret_exports },
 	{ "block-dirty-bitmap-add", args_bitmap_add, .run = command_bitmap_add,
 	  .help = "starts to record which granules change", .since = "0.1" },
 	{ "block-dirty-bitmap-remove", args_bitmap, .run = command_bitmap_remove,

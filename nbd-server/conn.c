@@ -252,7 +252,7 @@ static bool write_in_pieces(struct conn *c, struct request *rq)
 {
 	struct reply *block;
 	uint32_t left = rq->len;
-	uint64_t off = rq->off;
+	uint64_t off = rq->off, begun = loop_now();
 	bool ok = true;
 	int rc;
 
@@ -274,6 +274,7 @@ static bool write_in_pieces(struct conn *c, struct request *rq)
 	}
 	if (block)
 		reply_free(c, block);
+	export_account(c->export, IO_KIND_WRITE, rq->len, begun, rc);
 	if (ok)
 		reply_status(rq, nbd_error(rc));
 	return ok;

@@ -115,8 +115,8 @@ void request_run(void *arg);
 void request_wait_room(struct request *rq, const struct reply *stream, uint32_t bytes);
 uint32_t nbd_error(int rc);		/* NBD's number for an -errno */
 
-/* request-read.c: serves and replies. */
-void request_read(struct request *rq);
+/* request-read.c: serves and replies; what was replied as an error. */
+int request_read(struct request *rq);
 /* block-status.c */
 void request_block_status(struct request *rq);
 

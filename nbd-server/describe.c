@@ -20,6 +20,8 @@ static const char *const type_names[] = {
 	[QMP_OBJECT] = "object",
 	[QMP_ARRAY] = "array",
 	[QMP_STR_OR_OBJECT] = "string or object",
+	[QMP_STR_OBJECT_NULL] = "string, object or null",
+	[QMP_NUMBER] = "number",
 	[QMP_ANY] = "any value",
 };
 

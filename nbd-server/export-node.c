@@ -18,6 +18,7 @@
 #include "bitmaps/bitmap.h"
 #include "common/loop.h"
 #include "common/nbd-proto.h"
+#include "nbd-server/events.h"
 
 static int context_set(struct export_context *c, enum context_kind kind, struct bitmap *b)
 {
@@ -151,6 +152,28 @@ static void export_set_flags(struct export *e)
 	e->block_max = NBD_REQUEST_MAX;
 }
 
+/* What is the client's mistake is no failure of the storage. */
+static bool is_storage_error(int rc)
+{
+	return rc == -EIO || rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG || rc == -EROFS ||
+	       rc == -ENOMEDIUM || rc == -EUCLEAN || rc == -ENXIO || rc == -ENOTCONN;
+}
+
+void export_account(struct export *e, enum io_kind kind, uint64_t bytes, uint64_t begun, int rc)
+{
+	struct io_stats *s = &e->stats;
+
+	if (__builtin_expect(!rc, 1)) {
+		s->ops[kind]++;
+		s->bytes[kind] += bytes;
+		s->ns[kind] += loop_now() - begun;
+		return;
+	}
+	s->failed[kind]++;
+	if (is_storage_error(rc))
+		event_io_error(e, kind != IO_KIND_READ, rc);
+}
+
 int export_open_node(struct export *e, const struct export_options *o, struct error *err)
 {
 	unsigned perm = PERM_CONSISTENT_READ | (o->writable ? PERM_WRITE : 0);
@@ -172,6 +195,7 @@ int export_open_node(struct export *e, const struct export_options *o, struct er
 
 void export_close_node(struct export *e)
 {
+	event_io_errors_end(e);
 	export_drop_contexts(e);
 	node_use_drop(&e->use);
 	node_unref(e->node);

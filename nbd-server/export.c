@@ -11,6 +11,7 @@
 #include "nbd-server/export.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,6 +29,12 @@ static struct co_queue exports_gone;	/* woken whenever one has gone */
 static bool is_visible(const struct export *e)
 {
 	return !e->opening && !e->removed;
+}
+
+const char *export_qdev(const struct export *e, char *buf, size_t size)
+{
+	snprintf(buf, size, "/machine/peripheral/%.255s/virtio-backend", e->id);
+	return buf;
 }
 
 struct export *export_list(void)

@@ -14,11 +14,11 @@
 
 #include "common/co.h"
 #include "common/error.h"
+#include "common/loop.h"
 #include "format/node.h"
 
 struct bitmap;
 struct conn;
-struct loop;
 
 enum context_kind { CONTEXT_ALLOCATION, CONTEXT_DEPTH, CONTEXT_BITMAP };
 
@@ -28,6 +28,14 @@ struct export_context {
 	enum context_kind kind;
 	struct bitmap *bitmap;		/* CONTEXT_BITMAP: touched on the export's loop only */
 	char *name;			/* "qemu:dirty-bitmap:x"; owned */
+};
+
+/* BLOCK_IO_ERROR, once in a while.  Export's loop. */
+struct export_errors {
+	struct loop_timer timer;	/* armed while the next event has to wait */
+	struct export *export;
+	bool held_back, is_write;
+	int rc;
 };
 
 struct export {
@@ -52,7 +60,16 @@ struct export {
 	bool removed;			/* block-export-del was called */
 	/* Export's loop: */
 	struct conn *conns;		/* in transmission */
+	struct io_stats stats;		/* of clients' requests */
+	struct export_errors errors;
 };
+
+/* The device that an export is in query-block: "/machine/peripheral/ID/virtio-backend". */
+#define EXPORT_QDEV_SIZE 320
+const char *export_qdev(const struct export *e, char *buf, size_t size);
+
+/* A request of a client has ended with RC; it began at BEGUN (loop_now()). Export's loop. */
+void export_account(struct export *e, enum io_kind kind, uint64_t bytes, uint64_t begun, int rc);
 
 /* Main loop.  By the name that clients give; NULL when there is none. */
 struct export *export_find_name(const char *name, size_t len);

@@ -24,6 +24,7 @@
 #include "nbd-server/cmdline.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/daemon.h"
+#include "nbd-server/events.h"
 #include "nbd-server/export.h"
 #include "nbd-server/listener.h"
 #include "nbd-server/monitor.h"
@@ -166,6 +167,7 @@ int main(int argc, char **argv)
 	graph_init(&the_daemon.graph);
 	bitmaps_init();
 	register_classes();
+	events_init();
 	if (prepare(&err)) {
 		fail(&err);
 	} else {

@@ -29,6 +29,7 @@ static const char *const type_names[] = {
 	[QMP_UINT] = "integer",
 	[QMP_OBJECT] = "object",
 	[QMP_ARRAY] = "array",
+	[QMP_NUMBER] = "number",
 	[QMP_ANY] = "any",
 };
 
@@ -71,9 +72,16 @@ static bool has_type(struct json_object *v, enum qmp_type type)
 		return json_object_is_type(v, json_type_object);
 	case QMP_ARRAY:
 		return json_object_is_type(v, json_type_array);
+	case QMP_STR_OBJECT_NULL:
+		if (!v)
+			return true;
+		/* fallthrough */
 	case QMP_STR_OR_OBJECT:
 		return json_object_is_type(v, json_type_string) ||
 		       json_object_is_type(v, json_type_object);
+	case QMP_NUMBER:
+		return json_object_is_type(v, json_type_int) ||
+		       json_object_is_type(v, json_type_double);
 	case QMP_ANY:
 		return true;
 	}
@@ -109,7 +117,11 @@ static int check_string(const struct qmp_arg *a, struct json_object *v, struct e
 		if (!strcmp(*p, text))
 			return 0;
 	}
-	if (!a->values)
+	for (const struct qmp_case *c = a->cases ? a->cases() : NULL; c && c->value; c++) {
+		if (!strcmp(c->value, text))
+			return 0;
+	}
+	if (!a->values && !a->cases)
 		return 0;
 	/* QEMU names the member without its path here. */
 	return error_set(err, -EINVAL, "Parameter '%s' does not accept value '%s'", a->name, text);
@@ -124,15 +136,14 @@ static int check_value(const struct qmp_arg *a, struct json_object *v, const cha
 		return error_set(err, -EINVAL, "Parameter '%s' expects uint64", path);
 	if (!has_type(v, a->type))
 		return error_set(err, -EINVAL, "Invalid parameter type for '%s', expected: %s",
-				 path, a->type == QMP_STR_OR_OBJECT ? a->help
-								    : type_names[a->type]);
+				 path, a->alternate ? a->alternate : type_names[a->type]);
 	if (json_object_is_type(v, json_type_string))
 		return check_string(a, v, err);
 	if (a->type == QMP_ARRAY)
 		return check_array(a, v, path, err);
 	if (json_object_is_type(v, json_type_object) && a->members) {
 		snprintf(below, sizeof(below), "%s.", path);
-		return qmp_check(a->members, v, false, below, err);
+		return qmp_check(a->members, v, a->open, below, err);
 	}
 	return 0;
 }
@@ -146,8 +157,25 @@ static bool is_known(const struct qmp_arg *args, const char *name)
 	return false;
 }
 
-int qmp_check(const struct qmp_arg *args, struct json_object *o, bool open, const char *path,
-	      struct error *err)
+const struct qmp_case *qmp_case_of(const struct qmp_arg *args, struct json_object *o)
+{
+	const struct qmp_arg *tag = args;
+	const char *value;
+
+	while (tag && tag->name && !tag->cases)
+		tag++;
+	if (!tag || !tag->name)
+		return NULL;
+	value = qmp_str(o, tag->name);
+	for (const struct qmp_case *c = tag->cases(); value && c->value; c++) {
+		if (!strcmp(c->value, value))
+			return c;
+	}
+	return NULL;
+}
+
+static int check_members(const struct qmp_arg *args, struct json_object *o, const char *path,
+			 struct error *err)
 {
 	for (const struct qmp_arg *a = args; a && a->name; a++) {
 		struct json_object *v;
@@ -164,11 +192,24 @@ int qmp_check(const struct qmp_arg *args, struct json_object *o, bool open, cons
 		if (rc)
 			return rc;
 	}
-	if (open)
-		return 0;
+	return 0;
+}
+
+int qmp_check(const struct qmp_arg *args, struct json_object *o, bool open, const char *path,
+	      struct error *err)
+{
+	const struct qmp_case *more;
+	int rc = check_members(args, o, path, err);
+
+	if (rc)
+		return rc;
+	more = qmp_case_of(args, o);
+	rc = more ? check_members(more->members, o, path, err) : 0;
+	if (rc || open)
+		return rc;
 	json_object_object_foreach(o, key, value) {
 		(void)value;
-		if (!is_known(args, key))
+		if (!is_known(args, key) && !(more && is_known(more->members, key)))
 			return error_set(err, -EINVAL, "Parameter '%s%s' is unexpected", path, key);
 	}
 	return 0;
@@ -199,7 +240,7 @@ static int type_value(const struct qmp_arg *a, struct json_object *v, struct jso
 	return rc;
 }
 
-int qmp_keyval_types(const struct qmp_arg *args, struct json_object *o, struct error *err)
+static int type_members(const struct qmp_arg *args, struct json_object *o, struct error *err)
 {
 	for (const struct qmp_arg *a = args; a && a->name; a++) {
 		struct json_object *v, *typed;
@@ -207,8 +248,7 @@ int qmp_keyval_types(const struct qmp_arg *args, struct json_object *o, struct e
 
 		if (!json_object_object_get_ex(o, a->name, &v))
 			continue;
-		if (a->type == QMP_OBJECT && a->members &&
-		    json_object_is_type(v, json_type_object)) {
+		if (a->members && json_object_is_type(v, json_type_object)) {
 			rc = qmp_keyval_types(a->members, v, err);
 		} else {
 			rc = type_value(a, v, &typed, err);
@@ -219,6 +259,14 @@ int qmp_keyval_types(const struct qmp_arg *args, struct json_object *o, struct e
 			return rc;
 	}
 	return 0;
+}
+
+int qmp_keyval_types(const struct qmp_arg *args, struct json_object *o, struct error *err)
+{
+	const struct qmp_case *more = qmp_case_of(args, o);
+	int rc = type_members(args, o, err);
+
+	return !rc && more ? type_members(more->members, o, err) : rc;
 }
 
 /* -- running ---------------------------------------------------------------- */

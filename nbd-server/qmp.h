@@ -21,8 +21,16 @@ enum qmp_type {
 	QMP_UINT,			/* QAPI's unsigned kinds */
 	QMP_OBJECT,
 	QMP_ARRAY,
-	QMP_STR_OR_OBJECT,		/* QAPI's alternates; ->help names the type */
+	QMP_STR_OR_OBJECT,		/* QAPI's alternates; ->alternate names the type */
+	QMP_STR_OBJECT_NULL,
+	QMP_NUMBER,			/* integer or fraction; only returned */
 	QMP_ANY,
+};
+
+/* What further members an object has when its tag says VALUE (QAPI's unions). */
+struct qmp_case {
+	const char *value;		/* NULL ends the list */
+	const struct qmp_arg *members;
 };
 
 struct qmp_arg {
@@ -33,6 +41,13 @@ struct qmp_arg {
 	const char *const *values;	/* QMP_STR: what it may be, NULL-terminated; NULL: any */
 	const struct qmp_arg *members;	/* QMP_OBJECT; NULL: the handler's to check */
 	const struct qmp_arg *item;	/* QMP_ARRAY: what each element is; NULL: anything */
+	/* QMP_STR: this member is its object's tag.  A case's member takes the place of
+	 * one that all cases have. */
+	const struct qmp_case *(*cases)(void);
+	const char *alternate;		/* QAPI's name of an alternate, for error texts */
+	const char *only;		/* for this value of the tag, in the schema; a
+					 * table whose rows say so has values for its tag */
+	bool open;			/* further members are the handler's to check */
 };
 
 struct qmp_command {
@@ -46,9 +61,24 @@ struct qmp_command {
 	int (*run)(struct json_object *args, struct json_object **ret, struct error *err);
 	const char *help;		/* one line */
 	const char *since;
+	const struct qmp_arg *ret;	/* what it returns; NULL: {} */
 };
 
 extern const struct qmp_command qmp_commands[];
+
+/* events.c: what may come unasked. */
+struct qmp_event_def {
+	const char *name;		/* NULL ends the table */
+	const struct qmp_arg *data;
+};
+
+extern const struct qmp_event_def qmp_events[];
+
+/* The case of O's tag among ARGS; NULL: no tag, or none fits. */
+const struct qmp_case *qmp_case_of(const struct qmp_arg *args, struct json_object *o);
+
+/* qmp-schema.c: all of it as QEMU's SchemaInfo. */
+struct json_object *qmp_schema(void);
 
 const struct qmp_command *qmp_command_find(const char *name);
 

@@ -180,7 +180,7 @@ static int read_nothing(struct request *rq)
 	return 0;
 }
 
-void request_read(struct request *rq)
+int request_read(struct request *rq)
 {
 	int rc;
 
@@ -193,4 +193,5 @@ void request_read(struct request *rq)
 		rc = read_data(rq, rq->off, rq->len, true);
 	if (rc)
 		reply_status(rq, nbd_error(rc));
+	return rc;
 }

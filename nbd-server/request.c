@@ -164,17 +164,38 @@ static void request_done(struct request *rq)
 	conn_request_ended(c);
 }
 
+static enum io_kind kind_of(uint16_t type)
+{
+	switch (type) {
+	case NBD_CMD_WRITE:
+	case NBD_CMD_WRITE_ZEROES:
+		return IO_KIND_WRITE;
+	case NBD_CMD_FLUSH:
+		return IO_KIND_FLUSH;
+	case NBD_CMD_TRIM:
+		return IO_KIND_UNMAP;
+	default:
+		return IO_KIND_READ;
+	}
+}
+
 void request_run(void *arg)
 {
 	struct request rq = *(struct request *)arg;
 	struct conn *c = rq.conn;
+	uint64_t begun = loop_now();
+	int rc;
 
-	if (rq.type == NBD_CMD_READ)
-		request_read(&rq);
-	else if (rq.type == NBD_CMD_BLOCK_STATUS)
+	if (rq.type == NBD_CMD_BLOCK_STATUS) {
 		request_block_status(&rq);
-	else
-		reply_status(&rq, nbd_error(serve(&rq)));
+	} else if (rq.type == NBD_CMD_READ) {
+		rc = request_read(&rq);
+		export_account(c->export, IO_KIND_READ, rq.len, begun, rc);
+	} else {
+		rc = serve(&rq);
+		export_account(c->export, kind_of(rq.type), rq.len, begun, rc);
+		reply_status(&rq, nbd_error(rc));
+	}
 	gate_leave(&c->node->gate);
 	request_done(&rq);
 }

@@ -187,7 +187,7 @@ def test_actions_of_transactions(qmp_page):
 
 
 def test_events(qmp_page):
-    code = {e for p in (ROOT / "nbd-server").glob("*.c") for e in re.findall(r'qmp_event\("(\w+)"', p.read_text())}
+    code = {e for p in (ROOT / "nbd-server").glob("*.c") for e in re.findall(r'qmp_event(?:_post)?\("(\w+)"', p.read_text())}
     assert {f"C<{e}>" for e in code} == set(qmp_page.part("EVENTS").items()) and code
 
 

@@ -10,7 +10,8 @@ import re
 from lib.daemon import ROOT
 
 TYPES = {"STR": "string", "BOOL": "boolean", "INT": "integer", "UINT": "integer, not negative", "OBJECT": "object",
-         "ARRAY": "array", "STR_OR_OBJECT": "string or object", "ANY": "any value"}
+         "ARRAY": "array", "STR_OR_OBJECT": "string or object",
+         "STR_OBJECT_NULL": "string, object or null", "NUMBER": "number", "ANY": "any value"}
 
 
 def source(path):
