@@ -291,7 +291,7 @@ static void inherit(struct node *n, struct json_object *o, enum node_child c)
 		inherit_bool(o, "force-share", true);
 	if (n->auto_read_only)
 		inherit_bool(o, "auto-read-only", true);
-	if (c == CHILD_FILE && !json_object_object_get_ex(o, "discard", NULL))
+	if (c != CHILD_BACKING && !json_object_object_get_ex(o, "discard", NULL))
 		json_object_object_add(o, "discard", json_object_new_string("unmap"));
 	if (!json_object_object_get_ex(o, "cache", &cache)) {
 		cache = json_object_new_object();

@@ -50,6 +50,7 @@ enum node_write_flags {
 	NODE_FUA = 1,		/* durable when it returns */
 	NODE_MAY_UNMAP = 2,	/* zero: may leave a hole */
 	NODE_NO_FALLBACK = 4,	/* zero: -ENOTSUP rather than slow (NBD FAST_ZERO) */
+	NODE_COMPRESS = 8,	/* write: store whole clusters compressed, where the driver can; a hint */
 };
 
 /* Something a write passes on its way in.  Both calls may suspend. */

@@ -16,15 +16,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool names_protocol(const char *name)
+bool qcow2_names_protocol(const char *name)
 {
 	size_t n = strcspn(name, ":/");
 
 	return name[n] == ':';
 }
 
-/* NAME as seen from the directory of IMAGE; malloc'd. */
-static char *beside(const char *image, const char *name)
+char *qcow2_beside(const char *image, const char *name)
 {
 	const char *slash = image ? strrchr(image, '/') : NULL;
 	size_t dir = slash ? slash + 1 - image : 0;
@@ -76,14 +75,14 @@ static int open_recorded(struct qcow2 *s, struct error *err)
 	char *path;
 	int rc;
 
-	if (names_protocol(s->h.backing_name))
+	if (qcow2_names_protocol(s->h.backing_name))
 		return error_set(err, -ENOTSUP, "The backing file '%s' that the image names is not a plain file; give it with the option 'backing'",
 				 s->h.backing_name);
 	if (format && (!strcmp(format, "file") || !strcmp(format, "host_device")))
 		format = "raw";		/* what qemu-img calls a file without a format */
 	if (format && !node_driver_find(format))
 		return error_set(err, -ENOTSUP, "Unknown backing format '%s'", format);
-	path = beside(s->file->filename, s->h.backing_name);
+	path = qcow2_beside(s->file->filename, s->h.backing_name);
 	if (!path)
 		return error_set(err, -ENOMEM, "Out of memory");
 	o = describe(format ? format : "raw", path);

@@ -255,7 +255,7 @@ static int sync_file(struct qcow2 *s, struct host_runs *durable)
 
 	s->flush.cleared = (struct host_runs){ 0 };
 	s->flush.unsynced = false;
-	rc = node_flush(s->file);
+	rc = qcow2_sync_below(s);
 	if (!rc) {
 		runs_move(durable, &cleared);
 		return 0;

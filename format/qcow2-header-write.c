@@ -45,6 +45,8 @@ static void put_fields(const struct qcow2_header *h, uint8_t *p)
 	put_be32(p + H_REFTABLE_CLUSTERS, h->reftable_clusters);
 	put_be32(p + H_NB_SNAPSHOTS, h->nb_snapshots);
 	put_be64(p + H_SNAPSHOTS_OFFSET, h->snapshots_offset);
+	if (h->version == 2)
+		return;
 	put_be64(p + H_INCOMPATIBLE, h->incompatible);
 	put_be64(p + H_COMPATIBLE, h->compatible);
 	put_be64(p + H_AUTOCLEAR, h->autoclear);
@@ -174,7 +176,7 @@ static int put_changes(struct qcow2 *s, const uint8_t *p, size_t n)
 int qcow2_header_write(struct qcow2 *s)
 {
 	struct qcow2_header *h = &s->h;
-	uint64_t old;
+	uint64_t old = 0;
 	uint8_t *p;
 	size_t n;
 	int rc = 0;
@@ -182,7 +184,8 @@ int qcow2_header_write(struct qcow2 *s)
 	co_mutex_lock(&h->lock);
 	if (!(h->autoclear & QCOW2_BITMAPS))
 		qcow2_ext_drop(h, QCOW2_EXT_BITMAPS);
-	old = get_be64(h->bytes + H_AUTOCLEAR);
+	if (h->version > 2)
+		old = get_be64(h->bytes + H_AUTOCLEAR);
 	if (!has_room(s))
 		rc = -ENOSPC;
 	if (!rc && (old & ~h->autoclear))
@@ -220,8 +223,11 @@ int qcow2_bitmap_ext_set(struct node *n, const struct qcow2_bitmap_ext *ext, str
 {
 	struct qcow2 *s = qcow2_of(n);
 	uint8_t data[24] = { 0 };
-	int rc = qcow2_flush_all(s);
+	int rc;
 
+	if (ext && s->h.version < 3)
+		return error_set(err, -ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files");
+	rc = qcow2_flush_all(s);
 	if (rc)
 		return error_errno(err, rc, "Could not flush image '%s'", qcow2_name(s));
 	if (ext) {

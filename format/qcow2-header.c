@@ -6,7 +6,7 @@
  * allocated for it or read from where it points to.  What we do not know is kept:
  * fields behind ours, extensions, byte for byte and in their order.
  *
- *	0              the fields, h.length bytes
+ *	0              the fields, h.length bytes (version 2: 72, no feature bits)
  *	h.length       extensions: type, length, data, padded to 8; ended by type 0
  *	anywhere after the backing file's name, up to the end of the cluster
  */
@@ -84,6 +84,11 @@ static void parse_fields(struct qcow2_header *h, const uint8_t *p)
 	h->reftable_clusters = get_be32(p + H_REFTABLE_CLUSTERS);
 	h->nb_snapshots = get_be32(p + H_NB_SNAPSHOTS);
 	h->snapshots_offset = get_be64(p + H_SNAPSHOTS_OFFSET);
+	if (h->version == 2) {
+		h->refcount_order = 4;
+		h->length = H_LENGTH_V2;
+		return;
+	}
 	h->incompatible = get_be64(p + H_INCOMPATIBLE);
 	h->compatible = get_be64(p + H_COMPATIBLE);
 	h->autoclear = get_be64(p + H_AUTOCLEAR);
@@ -95,24 +100,29 @@ static void parse_fields(struct qcow2_header *h, const uint8_t *p)
 static int check_fields(struct qcow2 *s, const uint8_t *p, size_t n, struct error *err)
 {
 	struct qcow2_header *h = &s->h;
-	uint32_t version = get_be32(p + H_VERSION);
+	uint32_t crypt;
 
-	if (n < H_LENGTH_MIN || get_be32(p + H_MAGIC) != QCOW2_MAGIC)
+	h->version = get_be32(p + H_VERSION);
+	if (n < H_LENGTH_V2 || get_be32(p + H_MAGIC) != QCOW2_MAGIC)
 		return error_set(err, -EINVAL, "Image is not in qcow2 format");
-	if (version == 2)
-		return error_set(err, -ENOTSUP, "qcow2 version 2 (compat=0.10) is not supported; 'qemu-img amend -o compat=1.1' upgrades the image");
-	if (version != 3)
-		return error_set(err, -ENOTSUP, "Unsupported qcow2 version %" PRIu32, version);
+	if (h->version != 2 && h->version != 3)
+		return error_set(err, -ENOTSUP, "Unsupported qcow2 version %" PRIu32, h->version);
+	if (h->version == 3 && n < H_LENGTH_MIN)
+		return error_set(err, -EINVAL, "qcow2 header too short");
 	parse_fields(h, p);
 	if (h->cluster_bits < 9 || h->cluster_bits > 21)
 		return error_set(err, -EINVAL, "Unsupported cluster size: 2^%" PRIu32, h->cluster_bits);
 	if (h->size > INT64_MAX)
 		return error_set(err, -EFBIG, "Image size is too large");
-	if (get_be32(p + H_CRYPT))
-		return error_set(err, -ENOTSUP, "Encrypted qcow2 images are not supported");
+	crypt = get_be32(p + H_CRYPT);
+	if (crypt > 2)
+		return error_set(err, -EINVAL, "Unsupported encryption method %" PRIu32, crypt);
+	if (crypt)
+		return error_set(err, -ENOTSUP, "Encrypted qcow2 images are not supported (this one: %s)",
+				 crypt == 2 ? "LUKS" : "AES");
 	if (h->refcount_order > 6)
 		return error_set(err, -EINVAL, "Reference count entry width too large; may not exceed 64 bits");
-	if (h->length < H_LENGTH_MIN)
+	if (h->version == 3 && h->length < H_LENGTH_MIN)
 		return error_set(err, -EINVAL, "qcow2 header too short");
 	if (h->length > (1u << h->cluster_bits))
 		return error_set(err, -EINVAL, "qcow2 header exceeds cluster size");
@@ -160,14 +170,13 @@ static int refuse_features(struct qcow2_header *h, uint64_t unknown, struct erro
 
 static int check_incompatible(struct qcow2 *s, struct error *err)
 {
-	uint64_t unknown = s->h.incompatible & ~(uint64_t)(QCOW2_DIRTY | QCOW2_CORRUPT | QCOW2_COMPRESSION);
+	uint64_t unknown = s->h.incompatible & ~(uint64_t)(QCOW2_DIRTY | QCOW2_CORRUPT | QCOW2_COMPRESSION |
+							   QCOW2_DATA_FILE | QCOW2_EXTENDED_L2);
 
-	if (unknown & QCOW2_DATA_FILE)
-		return error_set(err, -ENOTSUP, "qcow2 images with an external data file are not supported");
-	if (unknown & QCOW2_EXTENDED_L2)
-		return error_set(err, -ENOTSUP, "qcow2 images with extended L2 entries are not supported");
 	if (unknown)
 		return refuse_features(&s->h, unknown, err);
+	if (s->h.incompatible & QCOW2_EXTENDED_L2 && s->cluster_bits < 14)
+		return error_set(err, -EINVAL, "Extended L2 entries need clusters of at least 16 KiB");
 	if (s->h.compression > 1 || !!s->h.compression != !!(s->h.incompatible & QCOW2_COMPRESSION))
 		return error_set(err, -EINVAL, "qcow2: the compression type field (%u) contradicts the feature bits",
 				 s->h.compression);
@@ -289,7 +298,6 @@ int qcow2_header_read(struct qcow2 *s, struct error *err)
 		return rc;
 	s->cluster_bits = s->h.cluster_bits;
 	s->cluster_size = 1ull << s->cluster_bits;
-	s->l1_shift = 2 * s->cluster_bits - 3;
 	cluster = malloc(s->cluster_size);
 	if (!cluster)
 		return error_set(err, -ENOMEM, "Out of memory");
@@ -299,5 +307,10 @@ int qcow2_header_read(struct qcow2 *s, struct error *err)
 	else
 		rc = parse_cluster(s, cluster, err);
 	free(cluster);
+	s->ext_l2 = s->h.incompatible & QCOW2_EXTENDED_L2;
+	s->has_data_file = s->h.incompatible & QCOW2_DATA_FILE;
+	s->entry_shift = s->ext_l2 ? 4 : 3;
+	s->sub_bits = s->ext_l2 ? s->cluster_bits - 5 : s->cluster_bits;
+	s->l1_shift = 2 * s->cluster_bits - s->entry_shift;
 	return rc ? rc : check_tables(s, err);
 }

@@ -5,10 +5,13 @@
  *	qcow2-header.c	the header and its extensions are read and checked
  *	qcow2-header-write.c  and rewritten; the extension for bitmaps
  *	qcow2-backing.c	the backing image: the user's, or the one the header names
+ *	qcow2-data.c	the image file, or an external data file: where guest data is
+ *	qcow2-snapshot.c  internal snapshots: their table, one of them as the disk
  *	qcow2-cache.c	slices of L2 tables and of refcount blocks in memory
  *	qcow2-map.c	guest offset -> where the data is; publish; block status
  *	qcow2-table.c	new L2 tables, a larger L1 table, a larger image
  *	qcow2-io.c	read, write, copy on write; the file below
+ *	qcow2-compressed.c  compressed clusters: read, given up (codec.c packs and unpacks)
  *	qcow2-zero.c	write zeroes and discard
  *	qcow2-refcount.c  the value of a cluster's refcount, and new refcount blocks
  *	qcow2-alloc.c	free clusters are found, taken, given back
@@ -34,10 +37,14 @@
 #include "format/qcow2.h"
 #include "format/ranges.h"
 
+struct json_object;
+
 #define QCOW2_MAGIC		0x514649fbu	/* "QFI\xfb" */
 #define QCOW2_L1_BYTES_MAX	(32u << 20)
 #define QCOW2_REFTABLE_BYTES_MAX (8u << 20)
 #define QCOW2_SNAPSHOTS_MAX	65536u
+#define QCOW2_SNAPSHOT_TABLE_MAX (64u << 20)
+#define QCOW2_SNAPSHOT_EXTRA_MAX 1024u
 #define QCOW2_BACKING_NAME_MAX	1023u
 #define QCOW2_EXTENSIONS_MAX	1024u
 #define QCOW2_HOST_MAX		(1ull << 56)	/* host offsets are below this */
@@ -45,7 +52,13 @@
 #define QCOW2_OFFSET		0x00fffffffffffe00ull	/* of L1 and L2 entries */
 #define QCOW2_COPIED		(1ull << 63)	/* its refcount is exactly 1 */
 #define QCOW2_COMPRESSED	(1ull << 62)
-#define QCOW2_ZERO		1ull		/* L2 only: reads as zeroes */
+#define QCOW2_ZERO		1ull		/* L2 only, not extended: reads as zeroes */
+
+/* The bitmap of an extended L2 entry: what its 32 subclusters are.  With neither
+ * bit one reads from the backing image; both make no sense. */
+#define QCOW2_SUBS		32u
+#define QCOW2_SUBS_ALLOCATED	0x00000000ffffffffull	/* data */
+#define QCOW2_SUBS_ZERO		0xffffffff00000000ull	/* reads as zeroes */
 
 enum qcow2_incompatible { QCOW2_DIRTY = 1, QCOW2_CORRUPT = 2, QCOW2_DATA_FILE = 4,
 			  QCOW2_COMPRESSION = 8, QCOW2_EXTENDED_L2 = 16 };
@@ -67,7 +80,8 @@ enum qcow2_header_field {
 	H_SIZE = 24, H_CRYPT = 32, H_L1_SIZE = 36, H_L1_OFFSET = 40, H_REFTABLE_OFFSET = 48,
 	H_REFTABLE_CLUSTERS = 56, H_NB_SNAPSHOTS = 60, H_SNAPSHOTS_OFFSET = 64,
 	H_INCOMPATIBLE = 72, H_COMPATIBLE = 80, H_AUTOCLEAR = 88, H_REFCOUNT_ORDER = 96,
-	H_LENGTH = 100, H_COMPRESSION = 104, H_LENGTH_MIN = 104, H_LENGTH_OURS = 112,
+	H_LENGTH = 100, H_COMPRESSION = 104,
+	H_LENGTH_V2 = 72, H_LENGTH_MIN = 104, H_LENGTH_OURS = 112,
 };
 
 struct qcow2_ext {
@@ -77,6 +91,7 @@ struct qcow2_ext {
 
 /* The header, as the file has it or is about to have it. */
 struct qcow2_header {
+	uint32_t version;		/* 2 or 3 */
 	uint64_t incompatible, compatible, autoclear;
 	uint64_t size;			/* of the virtual disk */
 	uint64_t l1_offset, reftable_offset, snapshots_offset, backing_offset;
@@ -152,10 +167,41 @@ struct cluster_set {
 	size_t n, size;			/* SIZE is a power of two */
 };
 
+/* Compressed clusters that were unpacked last; see qcow2-compressed.c. */
+struct unpacked_slot {
+	uint64_t entry;			/* 0: none */
+	uint64_t used;			/* when, in ticks */
+	uint8_t *data;			/* a cluster */
+	unsigned users;			/* it must stay */
+	bool loading;
+};
+
+struct unpacked {
+	struct unpacked_slot *v;
+	unsigned n, n_codecs;
+	uint64_t tick;
+	struct co_queue loaded;		/* wait for some slot's loading to end */
+	struct codec *codecs[8];	/* idle ones */
+};
+
+/* An internal snapshot, as its table has it. */
+struct qcow2_snapshot {
+	char *id, *name;
+	uint64_t l1_offset, disk_size, vm_clock_ns, vm_state_size, icount;
+	uint32_t l1_size;		/* entries */
+	uint32_t date_sec, date_nsec;
+	bool has_icount;
+};
+
 struct qcow2 {
 	struct node *node, *file;
+	struct node *data;		/* where guest data is: FILE, or the external data file */
+	bool has_data_file;		/* DATA is not FILE: no refcounts, guest offset = host offset */
+	bool ext_l2;			/* L2 entries have 16 bytes, clusters 32 subclusters */
 	struct qcow2_header h;
 	unsigned cluster_bits;
+	unsigned entry_shift;		/* log2 of an L2 entry's bytes: 3, or 4 */
+	unsigned sub_bits;		/* log2 of a subcluster's bytes; cluster_bits without them */
 	unsigned slice_shift;		/* guest offset >> this = guest slice number */
 	unsigned l1_shift;		/* guest offset >> this = L1 index */
 	uint32_t slice_mask;		/* entries of a slice - 1 */
@@ -165,19 +211,23 @@ struct qcow2 {
 	bool has_backing;		/* unallocated clusters may hold data of a backing image */
 	bool regular_file;		/* what was never written to the file reads as zeroes */
 	bool corrupt;			/* no write any more */
-	bool said_compressed, said_damaged;	/* logged once */
+	bool said_damaged;		/* logged once */
 
 	uint8_t *l1;			/* h.l1_size entries, rounded up to sectors */
 	uint8_t *l1_dirty;		/* one flag per L1_SECTOR bytes */
 	uint32_t l1_n_dirty;
 	uint8_t *reftable;		/* h.reftable_clusters clusters */
 	uint64_t reftable_entries;
+	struct qcow2_snapshot *snapshots;	/* h.nb_snapshots of them */
+	char *snapshot;			/* the one that is read, an ID or a name; NULL: the disk */
+	uint64_t snapshots_bytes;	/* of their table on storage */
 
 	struct slice_cache l2, ref;
 	uint32_t l2_dirty_max;		/* dirty L2 slices before a flush is started for room */
 	struct ranges ranges;		/* guest ranges, whole clusters */
 	struct qcow2_flush flush;
 	struct cluster_set meta;
+	struct unpacked unpacked;
 	struct co_mutex l1_lock;	/* new L2 tables and a new L1 table; taken before alloc_lock */
 	struct co_mutex alloc_lock;	/* new refcount blocks and a new refcount table */
 	uint64_t free_hint;		/* no cluster below is free (cluster number) */
@@ -191,9 +241,10 @@ enum run_kind {
 	RUN_UNALLOCATED,		/* the backing image's data, or zeroes */
 	RUN_ZERO,			/* zeroes, no cluster */
 	RUN_ZERO_ALLOCATED,		/* zeroes, with a cluster of its own */
+	RUN_RESERVED,			/* as UNALLOCATED, with a cluster (extended L2 only) */
 	RUN_DATA,			/* a cluster of its own (COPIED) */
 	RUN_SHARED,			/* a cluster that others may refer to */
-	RUN_COMPRESSED,
+	RUN_COMPRESSED,			/* one cluster at a time */
 	RUN_BAD,			/* the entry makes no sense */
 };
 
@@ -202,6 +253,8 @@ struct run {
 	enum run_kind kind;
 	uint64_t host;			/* where its first byte is; meaningful with a cluster */
 	uint64_t len;			/* bytes */
+	uint64_t entry;			/* the L2 entry of its first cluster */
+	bool copied;			/* its clusters, if any, are its own */
 };
 
 static inline struct qcow2 *qcow2_of(const struct node *n)
@@ -237,14 +290,40 @@ void qcow2_ext_drop(struct qcow2_header *h, uint32_t type);
 /* qcow2-backing.c */
 int qcow2_open_backing(struct qcow2 *s, struct json_object *opts, struct error *err);
 
-/* The image file below.  Reads behind its end give zeroes, writes there make it longer. */
-int qcow2_file_read_end(struct qcow2 *s, void *buf, uint64_t off, size_t len);
+bool qcow2_names_protocol(const char *name);
+/* NAME as seen from the directory of IMAGE; malloc'd. */
+char *qcow2_beside(const char *image, const char *name);
+
+/* qcow2-data.c */
+int qcow2_open_data_file(struct qcow2 *s, struct json_object *opts, struct error *err);
+/* The data file is to be kept readable as a raw image. */
+bool qcow2_data_is_raw(const struct qcow2 *s);
+int qcow2_sync_below(struct qcow2 *s);
+/* As qcow2_alloc() and its siblings, for the guest's data: nothing is counted in an
+ * external data file. */
+int qcow2_data_alloc(struct qcow2 *s, uint64_t guest, uint64_t want, uint64_t *host, uint64_t *got,
+		     bool *fresh);
+void qcow2_data_unref_now(struct qcow2 *s, uint64_t host, uint64_t count);
+void qcow2_data_unref_later(struct qcow2 *s, uint64_t host, uint64_t count);
+
+/* The files below.  Reads behind their end give zeroes, writes there make them longer. */
+int qcow2_read_end(struct node *n, void *buf, uint64_t off, size_t len);
+
+static inline int qcow2_below_read(struct node *n, void *buf, uint64_t off, size_t len)
+{
+	if (__builtin_expect(off + len > n->size && !n->protocol, 0))
+		return qcow2_read_end(n, buf, off, len);
+	return node_read(n, buf, off, len);
+}
 
 static inline int qcow2_file_read(struct qcow2 *s, void *buf, uint64_t off, size_t len)
 {
-	if (__builtin_expect(off + len > s->file->size && !s->file->protocol, 0))
-		return qcow2_file_read_end(s, buf, off, len);
-	return node_read(s->file, buf, off, len);
+	return qcow2_below_read(s->file, buf, off, len);
+}
+
+static inline int qcow2_data_read(struct qcow2 *s, void *buf, uint64_t off, size_t len)
+{
+	return qcow2_below_read(s->data, buf, off, len);
 }
 
 static inline int qcow2_file_write(struct qcow2 *s, const void *buf, uint64_t off, size_t len,
@@ -253,7 +332,24 @@ static inline int qcow2_file_write(struct qcow2 *s, const void *buf, uint64_t of
 	return node_write(s->file, buf, off, len, flags);
 }
 
+static inline int qcow2_data_write(struct qcow2 *s, const void *buf, uint64_t off, size_t len,
+				   unsigned flags)
+{
+	return node_write(s->data, buf, off, len, flags);
+}
+
 int qcow2_file_zero(struct qcow2 *s, uint64_t off, uint64_t len);	/* by writing zeroes */
+
+/* qcow2-snapshot.c */
+/* Reads the table into S->snapshots. */
+int qcow2_snapshots_load(struct qcow2 *s, struct error *err);
+void qcow2_snapshots_free(struct qcow2 *s);
+/* Whether its L1 table lies in the file: before anybody follows it. */
+int qcow2_snapshot_check_l1(const struct qcow2 *s, const struct qcow2_snapshot *sn, struct error *err);
+int qcow2_snapshots_check(const struct qcow2 *s, struct error *err);	/* ... all of them */
+/* The read-only disk is that snapshot (an ID or a name). */
+int qcow2_snapshot_use(struct qcow2 *s, const char *which, struct error *err);
+struct json_object *qcow2_snapshots_info(const struct qcow2 *s);	/* QEMU's SnapshotInfo, an array */
 
 /* qcow2-cache.c */
 int cache_init(struct slice_cache *c, uint32_t slice_bytes, uint64_t max);
@@ -282,15 +378,17 @@ static inline struct slice *cache_find(struct slice_cache *c, uint64_t no)
 }
 
 /* qcow2-map.c */
-enum run_kind qcow2_entry_kind(const struct qcow2 *s, uint64_t entry);
 /* The run at OFF, at most LEN bytes; loads the slice if need be (suspends), but
  * never suspends between reading the entry and returning. */
 int qcow2_lookup(struct qcow2 *s, uint64_t off, uint64_t len, struct run *r);
 void qcow2_lookup_slice(struct qcow2 *s, struct slice *sl, uint64_t off, uint64_t len,
 			struct run *r);
 int qcow2_bad_entry(struct qcow2 *s, uint64_t off, const struct run *r);
+/* BITS: the bitmap of each of them; without extended L2 entries it is not stored. */
 void qcow2_publish(struct qcow2 *s, struct slice *sl, uint64_t guest, uint64_t count,
-		   uint64_t entry, uint64_t step);
+		   uint64_t entry, uint64_t step, uint64_t bits);
+/* The entry of OFF's cluster as it is in SL, and its bitmap (0 without). */
+uint64_t qcow2_entry(const struct qcow2 *s, const struct slice *sl, uint64_t off, uint64_t *bits);
 int qcow2_map(struct node *n, uint64_t off, uint64_t len, struct extents *x);
 
 /* qcow2-table.c */
@@ -303,7 +401,21 @@ int qcow2_truncate(struct node *n, uint64_t size, struct error *err);
 int qcow2_read(struct node *n, void *buf, uint64_t off, size_t len);
 int qcow2_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags);
 int qcow2_read_backing(struct qcow2 *s, void *buf, uint64_t off, size_t len);
+/* No entry refers any more to the COUNT clusters of R, which was found at OFF. */
+void qcow2_drop_old(struct qcow2 *s, const struct run *r, uint64_t off, uint64_t count);
 extern const uint8_t qcow2_zeroes[65536];
+
+/* qcow2-compressed.c */
+/* Of the compressed cluster ENTRY, which holds guest offset OFF. */
+int qcow2_read_compressed(struct qcow2 *s, void *buf, uint64_t off, uint64_t len, uint64_t entry);
+/* Its L2 entry is gone: drops its references later. */
+void qcow2_drop_compressed(struct qcow2 *s, uint64_t entry);
+/* Where its bytes are, at most. */
+void qcow2_compressed_place(const struct qcow2 *s, uint64_t entry, uint64_t *host, uint64_t *len);
+/* A codec for one call; NULL: out of memory. */
+struct codec *qcow2_codec_take(struct qcow2 *s);
+void qcow2_codec_give(struct qcow2 *s, struct codec *c);
+void qcow2_compressed_free(struct qcow2 *s);	/* the cache */
 
 /* qcow2-zero.c */
 int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags);
@@ -338,6 +450,11 @@ int qcow2_meta_add(struct qcow2 *s, uint64_t host, uint64_t count);
 void qcow2_meta_remove(struct qcow2 *s, uint64_t host, uint64_t count);
 /* Whether data may be written to [host, host+len); if not, the image is marked. */
 int qcow2_check_target(struct qcow2 *s, uint64_t host, uint64_t len);
+static inline int qcow2_check_data(struct qcow2 *s, uint64_t host, uint64_t len)
+{
+	return s->has_data_file ? 0 : qcow2_check_target(s, host, len);
+}
+
 /* Whether COUNT clusters are one user's: counted once, and no metadata that we know of. */
 bool qcow2_is_owned(struct qcow2 *s, uint64_t host, uint64_t count);
 /* Marks the image corrupt and stops all writes; returns -EIO. */

@@ -8,11 +8,15 @@
  *	read of data		READ
  *	write in place		WRITE
  *	first write		ALLOC: one at a time per cluster; reads of it go on
- *	write to a shared one	EXCL: the old cluster may become free
+ *	write to a shared or a compressed one	EXCL: the old cluster may become free
  *
  * A first write takes clusters, as many adjacent ones as it can get, writes the
  * data with what belongs around it (the edges), and only then publishes them.
  * Two writes into one new cluster: the second waits, and finds it in place.
+ *
+ * With extended L2 entries the edges are those of subclusters: what else is in the
+ * cluster keeps its bits in the bitmap.  Where the cluster moves (it was shared, or
+ * compressed), its data moves along.
  */
 #include "format/qcow2-int.h"
 
@@ -21,15 +25,6 @@
 #include <string.h>
 
 const uint8_t qcow2_zeroes[65536] __attribute__((aligned(4096)));
-
-int qcow2_file_read_end(struct qcow2 *s, void *buf, uint64_t off, size_t len)
-{
-	uint64_t there = off < s->file->size ? min_u64(len, s->file->size - off) : 0;
-	int rc = there ? node_read(s->file, buf, off, there) : 0;
-
-	memset((char *)buf + there, 0, len - there);
-	return rc;
-}
 
 int qcow2_file_zero(struct qcow2 *s, uint64_t off, uint64_t len)
 {
@@ -52,6 +47,11 @@ int qcow2_read_backing(struct qcow2 *s, void *buf, uint64_t off, size_t len)
 	return there ? node_read(b, buf, off, there) : 0;
 }
 
+static inline bool shows_backing(enum run_kind k)
+{
+	return k == RUN_UNALLOCATED || k == RUN_RESERVED;
+}
+
 /* Adjacent unallocated runs go down as one request. */
 static int read_unallocated(struct qcow2 *s, void *buf, uint64_t off, uint64_t len, uint64_t *done)
 {
@@ -62,22 +62,25 @@ static int read_unallocated(struct qcow2 *s, void *buf, uint64_t off, uint64_t l
 		rc = qcow2_lookup(s, off + *done, len - *done, &r);
 		if (rc)
 			return rc;
-		if (r.kind != RUN_UNALLOCATED)
+		if (!shows_backing(r.kind))
 			break;
 		*done += r.len;
 	}
 	return qcow2_read_backing(s, buf, off, *done);
 }
 
-static int read_data(struct qcow2 *s, void *buf, uint64_t off, struct run *r)
+/* Data or a compressed cluster: in place for as long as we read it. */
+static int read_stored(struct qcow2 *s, void *buf, uint64_t off, struct run *r)
 {
 	struct range in_use;
 	int rc = 0;
 
 	if (range_enter(&s->ranges, &in_use, off, r->len, RANGE_READ))
 		r->len = 0;		/* somebody changed this: look again */
+	else if (r->kind == RUN_COMPRESSED)
+		rc = qcow2_read_compressed(s, buf, off, r->len, r->entry);
 	else
-		rc = qcow2_file_read(s, buf, r->host, r->len);
+		rc = qcow2_data_read(s, buf, r->host, r->len);
 	range_leave(&s->ranges, &in_use);
 	return rc;
 }
@@ -95,16 +98,18 @@ int qcow2_read(struct node *n, void *buf, uint64_t off, size_t len)
 		switch (r.kind) {
 		case RUN_DATA:
 		case RUN_SHARED:
-			rc = read_data(s, buf, off, &r);
+		case RUN_COMPRESSED:
+			rc = read_stored(s, buf, off, &r);
 			break;
 		case RUN_ZERO:
 		case RUN_ZERO_ALLOCATED:
 			memset(buf, 0, r.len);
 			break;
 		case RUN_UNALLOCATED:
+		case RUN_RESERVED:
 			rc = read_unallocated(s, buf, off, len, &r.len);
 			break;
-		default:
+		case RUN_BAD:
 			rc = qcow2_bad_entry(s, off, &r);
 		}
 		buf = (char *)buf + r.len;
@@ -114,109 +119,202 @@ int qcow2_read(struct node *n, void *buf, uint64_t off, size_t len)
 	return rc;
 }
 
-/* Where a first write goes, and what is around it. */
+/* Where a first write goes, and what is around it.  All offsets are guest offsets,
+ * but HOST. */
 struct fill {
-	enum run_kind kind;		/* what the clusters were before */
-	uint64_t old;			/* RUN_SHARED: where the first cluster was */
-	uint64_t guest, host;		/* of the first cluster; bytes */
-	uint64_t end;			/* of the last cluster, guest */
+	uint64_t guest, end;		/* the clusters */
+	uint64_t from, to;		/* the subclusters of them that will have data */
+	uint64_t host;			/* of GUEST */
 	bool fresh;			/* the new clusters read as zeroes */
+	bool zero_around;		/* and so did what is around the write */
 };
 
-/* What guest range [off, off+len) of the clusters reads as before the write. */
-static int read_old(struct qcow2 *s, const struct fill *f, uint8_t *buf, uint64_t off, uint64_t len)
+/* What [off, off+len) read as before the write.  Its range is entered by us. */
+static int read_old(struct qcow2 *s, uint8_t *buf, uint64_t off, uint64_t len)
 {
 	uint64_t visible = off < s->node->size ? min_u64(len, s->node->size - off) : 0;
+	struct run r;
+	int rc = 0;
 
-	if (f->kind == RUN_SHARED)
-		return qcow2_file_read(s, buf, f->old + (off - f->guest), len);
 	memset(buf + visible, 0, len - visible);
-	if (f->kind == RUN_UNALLOCATED)
-		return visible ? qcow2_read_backing(s, buf, off, visible) : 0;
-	memset(buf, 0, visible);
-	return 0;
+	for (; visible && !rc; buf += r.len, off += r.len, visible -= r.len) {
+		rc = qcow2_lookup(s, off, visible, &r);
+		if (rc)
+			return rc;
+		if (r.kind == RUN_DATA || r.kind == RUN_SHARED)
+			rc = qcow2_data_read(s, buf, r.host, r.len);
+		else if (r.kind == RUN_COMPRESSED)
+			rc = qcow2_read_compressed(s, buf, off, r.len, r.entry);
+		else if (shows_backing(r.kind))
+			rc = qcow2_read_backing(s, buf, off, r.len);
+		else if (r.kind == RUN_BAD)
+			rc = qcow2_bad_entry(s, off, &r);
+		else
+			memset(buf, 0, r.len);
+	}
+	return rc;
 }
 
-/* Writes the guest's bytes BUF at OFF, in the one cluster at C, with the rest of
- * that cluster around them.  Zeroes around them need no writing when it is fresh. */
-static int write_edge(struct qcow2 *s, const struct fill *f, uint64_t c, const uint8_t *buf,
-		      uint64_t off, uint64_t len)
+/* Writes [from, to), in one cluster: the guest's bytes BUF at OFF, and around them
+ * what was there.  Zeroes around them need no writing when it is fresh. */
+static int write_edge(struct qcow2 *s, const struct fill *f, uint64_t from, uint64_t to,
+		      const uint8_t *buf, uint64_t off, uint64_t len)
 {
-	uint64_t head = off - c, tail = c + s->cluster_size - (off + len);
-	uint64_t from = 0, to = s->cluster_size;
-	uint8_t *p = aligned_alloc(4096, align_up(s->cluster_size, 4096));
+	uint64_t head = off - from, tail = to - (off + len), first = 0, end = to - from;
+	uint8_t *p = aligned_alloc(4096, align_up(end, 4096));
 	int rc = p ? 0 : -ENOMEM;
 
 	if (!rc && head)
-		rc = read_old(s, f, p, c, head);
+		rc = read_old(s, p, from, head);
 	if (!rc && tail)
-		rc = read_old(s, f, p + head + len, off + len, tail);
+		rc = read_old(s, p + head + len, off + len, tail);
 	if (!rc) {
 		memcpy(p + head, buf, len);
 		if (f->fresh && bytes_are_zero(p, head))
-			from = head;
+			first = head;
 		if (f->fresh && bytes_are_zero(p + head + len, tail))
-			to = head + len;
-		rc = qcow2_file_write(s, p + from, f->host + (c - f->guest) + from, to - from, 0);
+			end = head + len;
+		rc = qcow2_data_write(s, p + first, f->host + (from - f->guest) + first, end - first, 0);
 	}
 	free(p);
 	return rc;
 }
 
-/* All of the new clusters is written, or reads as zeroes and is meant to. */
+/* All of what will have data is written, or reads as zeroes and is meant to. */
 static int write_filled(struct qcow2 *s, const struct fill *f, const uint8_t *buf, uint64_t off,
 			uint64_t len)
 {
 	uint64_t end = off + len, first = f->guest + s->cluster_size, last = f->end - s->cluster_size;
-	bool zero_around = f->kind == RUN_ZERO || f->kind == RUN_ZERO_ALLOCATED ||
-			   (f->kind == RUN_UNALLOCATED && !s->has_backing);
 	int rc = 0;
 
-	if ((off == f->guest && end == f->end) || (zero_around && f->fresh))
-		return qcow2_file_write(s, buf, f->host + (off - f->guest), len, 0);
-	if (off != f->guest || end < first) {
+	if ((off == f->from && end == f->to) || (f->zero_around && f->fresh))
+		return qcow2_data_write(s, buf, f->host + (off - f->guest), len, 0);
+	if (off != f->from || end < first) {
 		uint64_t n = min_u64(len, first - off);
 
-		rc = write_edge(s, f, f->guest, buf, off, n);
+		rc = write_edge(s, f, f->from, min_u64(first, f->to), buf, off, n);
 		buf += n;
 		off += n;
 	}
-	if (!rc && off < end && end != f->end) {
-		rc = write_edge(s, f, last, buf + (last - off), last, end - last);
+	if (!rc && off < end && end != f->to) {
+		rc = write_edge(s, f, last, f->to, buf + (last - off), last, end - last);
 		end = last;
 	}
 	if (!rc && off < end)
-		rc = qcow2_file_write(s, buf, f->host + (off - f->guest), end - off, 0);
+		rc = qcow2_data_write(s, buf, f->host + (off - f->guest), end - off, 0);
 	return rc;
 }
 
-/* The first write to a run that is as R says; SL is pinned and ALLOC entered. */
-static int write_new(struct qcow2 *s, struct slice *sl, const void *buf, uint64_t off, struct run *r)
+/* Widens the fill to whole subclusters; where the cluster moves (MOVES), to all of
+ * its data as well. */
+static void fill_widen(struct qcow2 *s, const struct slice *sl, struct fill *f, uint64_t off,
+		       uint64_t len, bool moves)
 {
-	struct fill f = { .kind = r->kind, .guest = align_down(off, s->cluster_size) };
-	uint64_t want, got;
+	uint64_t sub = 1ull << s->sub_bits, last = f->end - s->cluster_size;
+	uint64_t bits;
+	uint32_t old;
+
+	f->from = align_down(off, sub);
+	f->to = align_up(off + len, sub);
+	if (!s->ext_l2 || !moves)
+		return;
+	if (qcow2_entry(s, sl, f->guest, &bits) & QCOW2_COMPRESSED) {
+		f->from = f->guest;
+		f->to = f->end;
+		return;
+	}
+	old = bits;
+	if (old)
+		f->from = min_u64(f->from, f->guest + ((uint64_t)__builtin_ctz(old) << s->sub_bits));
+	qcow2_entry(s, sl, last, &bits);
+	old = bits;
+	if (old)
+		f->to = max_u64(f->to, last + ((32ull - __builtin_clz(old)) << s->sub_bits));
+}
+
+/* The bitmap of the cluster at C with [from, to) of the fill allocated. */
+static uint64_t filled_bits(struct qcow2 *s, const struct slice *sl, const struct fill *f, uint64_t c)
+{
+	unsigned from = f->from > c ? (f->from - c) >> s->sub_bits : 0;
+	unsigned to = f->to < c + s->cluster_size ? (f->to - c) >> s->sub_bits : QCOW2_SUBS;
+	uint64_t mask = ((1ull << to) - 1) & ~((1ull << from) - 1), old;
+
+	if (qcow2_entry(s, sl, c, &old) & QCOW2_COMPRESSED)
+		old = 0;
+	return (old & ~(mask << 32)) | mask;
+}
+
+static void publish_fill(struct qcow2 *s, struct slice *sl, const struct fill *f)
+{
+	uint64_t count = (f->end - f->guest) >> s->cluster_bits, entry = f->host | QCOW2_COPIED;
+
+	if (!s->ext_l2) {
+		qcow2_publish(s, sl, f->guest, count, entry, s->cluster_size, 0);
+		return;
+	}
+	for (uint64_t c = f->guest; c < f->end; c += s->cluster_size, entry += s->cluster_size)
+		qcow2_publish(s, sl, c, 1, entry, 0, filled_bits(s, sl, f, c));
+}
+
+void qcow2_drop_old(struct qcow2 *s, const struct run *r, uint64_t off, uint64_t count)
+{
+	if (r->kind == RUN_COMPRESSED)
+		qcow2_drop_compressed(s, r->entry);
+	else if (r->kind != RUN_UNALLOCATED && r->kind != RUN_ZERO)
+		qcow2_data_unref_later(s, r->host - qcow2_in_cluster(s, off), count);
+}
+
+static inline bool stays(const struct run *r)
+{
+	return r->copied && (r->kind == RUN_ZERO_ALLOCATED || r->kind == RUN_RESERVED);
+}
+
+/* Takes clusters for the fill, as many as there are in one place.  What the run has
+ * is written to, or freed: it must be no metadata. */
+static int fill_take(struct qcow2 *s, const struct slice *sl, struct fill *f, uint64_t off, struct run *r)
+{
+	uint64_t want = (f->end - f->guest) >> s->cluster_bits, got = want;
+	bool backing = shows_backing(r->kind) && s->has_backing;
 	int rc = 0;
 
-	f.end = align_up(off + r->len, s->cluster_size);
-	want = got = (f.end - f.guest) >> s->cluster_bits;
-	f.old = f.host = r->host - (off - f.guest);
-	if (f.kind == RUN_ZERO_ALLOCATED || f.kind == RUN_SHARED)	/* written to, or freed */
-		rc = qcow2_check_target(s, f.host, got << s->cluster_bits);
-	if (!rc && f.kind != RUN_ZERO_ALLOCATED)
-		rc = qcow2_alloc(s, want, &f.host, &got, &f.fresh);
+	if (r->kind != RUN_UNALLOCATED && r->kind != RUN_ZERO && r->kind != RUN_COMPRESSED)
+		rc = qcow2_check_data(s, r->host - (off - f->guest), want << s->cluster_bits);
+	if (stays(r))
+		f->host = r->host - (off - f->guest);
+	else if (!rc)
+		rc = qcow2_data_alloc(s, f->guest, want, &f->host, &got, &f->fresh);
 	if (rc)
 		return rc;
-	f.end = f.guest + (got << s->cluster_bits);
-	r->len = min_u64(r->len, f.end - off);
+	f->end = f->guest + (got << s->cluster_bits);
+	f->zero_around = !backing && r->kind != RUN_SHARED && r->kind != RUN_COMPRESSED;
+	r->len = min_u64(r->len, f->end - off);
+	fill_widen(s, sl, f, off, r->len, !stays(r));
+	if (s->ext_l2 && (f->from < align_down(off, 1ull << s->sub_bits) ||
+			  f->to > align_up(off + r->len, 1ull << s->sub_bits)))
+		f->zero_around = false;
+	return 0;
+}
+
+/* The first write to a run that is as R says; SL is pinned and its range entered. */
+static int write_new(struct qcow2 *s, struct slice *sl, const void *buf, uint64_t off, struct run *r)
+{
+	struct fill f = { .guest = align_down(off, s->cluster_size),
+			  .end = align_up(off + r->len, s->cluster_size) };
+	int rc = fill_take(s, sl, &f, off, r);
+	uint64_t count;
+
+	if (rc)
+		return rc;
+	count = (f.end - f.guest) >> s->cluster_bits;
 	rc = write_filled(s, &f, buf, off, r->len);
 	if (rc) {
-		if (f.kind != RUN_ZERO_ALLOCATED)
-			qcow2_unref_now(s, f.host, got);
+		if (!stays(r))
+			qcow2_data_unref_now(s, f.host, count);
 		return rc;
 	}
-	qcow2_publish(s, sl, f.guest, got, f.host | QCOW2_COPIED, s->cluster_size);
-	if (f.kind == RUN_SHARED)
-		qcow2_unref_later(s, f.old, got);
+	publish_fill(s, sl, &f);
+	if (!stays(r))
+		qcow2_drop_old(s, r, off, count);
 	return 0;
 }
 
@@ -225,17 +323,17 @@ static int write_allocating(struct qcow2 *s, const void *buf, uint64_t off, stru
 {
 	uint64_t first = align_down(off, s->cluster_size);
 	uint64_t end = align_up(off + r->len, s->cluster_size);
-	enum run_kind kind = r->kind;
+	bool frees = !stays(r) && r->kind != RUN_UNALLOCATED && r->kind != RUN_ZERO;
+	struct run old = *r;
 	struct range in_use;
 	struct slice *sl;
 	int rc = qcow2_slice_for_write(s, off, &sl);
 
 	if (rc)
 		return rc;
-	range_enter(&s->ranges, &in_use, first, end - first,
-		    kind == RUN_SHARED ? RANGE_EXCL : RANGE_ALLOC);
+	range_enter(&s->ranges, &in_use, first, end - first, frees ? RANGE_EXCL : RANGE_ALLOC);
 	qcow2_lookup_slice(s, sl, off, r->len, r);
-	if (r->kind == kind)
+	if (r->kind == old.kind && r->copied == old.copied)
 		rc = write_new(s, sl, buf, off, r);
 	else
 		r->len = 0;
@@ -253,10 +351,10 @@ static int write_in_place(struct qcow2 *s, const void *buf, uint64_t off, struct
 	if (range_enter(&s->ranges, &in_use, off, r->len, RANGE_WRITE)) {
 		r->len = 0;
 	} else {
-		rc = qcow2_check_target(s, r->host, r->len);
+		rc = qcow2_check_data(s, r->host, r->len);
 		if (!rc)
-			rc = qcow2_file_write(s, buf, r->host, r->len, flags);
-		if (__builtin_expect(r->host + r->len > s->host_end, 0))
+			rc = qcow2_data_write(s, buf, r->host, r->len, flags);
+		if (__builtin_expect(r->host + r->len > s->host_end && !s->has_data_file, 0))
 			s->host_end = align_up(r->host + r->len, s->cluster_size);
 	}
 	range_leave(&s->ranges, &in_use);
@@ -277,7 +375,7 @@ int qcow2_write(struct node *n, const void *buf, uint64_t off, size_t len, unsig
 			break;
 		if (__builtin_expect(r.kind == RUN_DATA, 1)) {
 			rc = write_in_place(s, buf, off, &r, below);
-		} else if (r.kind >= RUN_COMPRESSED) {
+		} else if (r.kind == RUN_BAD) {
 			rc = qcow2_bad_entry(s, off, &r);
 		} else if (s->flush.failed) {
 			rc = -EIO;	/* its mapping could never become durable */

@@ -110,6 +110,18 @@ static int add_new(struct qcow2 *s, uint64_t host, uint64_t count)
 	return rc ? rc : s->meta.n - n == count ? 0 : -EUCLEAN;
 }
 
+/* The snapshots' table and their L1 tables; two snapshots never share one.  Their
+ * L2 tables are counted by the refcounts alone. */
+static int add_snapshots(struct qcow2 *s)
+{
+	int rc = add_new(s, s->h.snapshots_offset, DIV_ROUND_UP(s->snapshots_bytes, s->cluster_size));
+
+	for (uint32_t i = 0; i < s->h.nb_snapshots && !rc; i++)
+		rc = add_new(s, s->snapshots[i].l1_offset,
+			     DIV_ROUND_UP(s->snapshots[i].l1_size * 8ull, s->cluster_size));
+	return rc;
+}
+
 /* Collects what the tables in memory point to.  A pointer that makes no sense is
  * refused when it is followed; -EUCLEAN when tables lie over one another: to write
  * one is to destroy the other. */
@@ -130,6 +142,8 @@ int qcow2_meta_init(struct qcow2 *s)
 		if (entry)
 			rc = add_new(s, entry, 1);
 	}
+	if (!rc && s->h.nb_snapshots)
+		rc = add_snapshots(s);
 	return rc;
 }
 
@@ -181,6 +195,8 @@ int qcow2_mark_corrupt(struct qcow2 *s, const char *fmt, ...)
 		node_event_hooks->corrupted(s->node, why, UINT64_MAX, UINT64_MAX, true);
 	log_error("qcow2 image is damaged and is marked as corrupt, no more writes are served; "
 		  "repair it with 'qemu-img check -r all': image=%s why=%s", qcow2_name(s), why);
+	if (s->h.version < 3)
+		return -EIO;		/* has no mark */
 	s->h.incompatible |= QCOW2_CORRUPT;
 	qcow2_header_write(s);
 	return -EIO;

@@ -44,8 +44,37 @@ static int new_table(struct qcow2 *s, uint64_t index)
 	return rc;
 }
 
-/* An L2 table without the COPIED flag may belong to a snapshot, too.  Images with
- * snapshots are not opened for writing, so this is a stale flag, or damage. */
+/* A table of our own for what a snapshot's describes, too.  Nothing in memory has
+ * changed it, so storage has it; slices in the cache stay as they are.  Data that it
+ * points to was counted once more when the snapshot was made. */
+static int copy_table(struct qcow2 *s, uint64_t index, uint64_t old)
+{
+	uint8_t *p = aligned_alloc(4096, align_up(s->cluster_size, 4096));
+	uint64_t host;
+	bool have = false;
+	int rc = p ? qcow2_file_read(s, p, old, s->cluster_size) : -ENOMEM;
+
+	if (!rc) {
+		rc = qcow2_alloc_exact(s, 1, &host);
+		have = !rc;
+	}
+	if (!rc)
+		rc = qcow2_file_write(s, p, host, s->cluster_size, 0);
+	if (!rc)
+		rc = qcow2_meta_add(s, host, 1);
+	free(p);
+	if (rc) {
+		if (have)
+			qcow2_unref_now(s, host, 1);
+		return rc;
+	}
+	l1_set(s, index, host | QCOW2_COPIED);
+	qcow2_unref_later(s, old, 1);
+	return 0;
+}
+
+/* An L2 table without the COPIED flag may belong to a snapshot, too; or the flag is
+ * stale. */
 static int unshare_table(struct qcow2 *s, uint64_t index)
 {
 	uint64_t entry = l1_entry(s, index), host = entry & QCOW2_OFFSET, count;
@@ -57,9 +86,11 @@ static int unshare_table(struct qcow2 *s, uint64_t index)
 	count = rc ? 0 : refcount_get(s, sl, host >> s->cluster_bits);
 	if (!rc)
 		cache_unpin(&s->ref, sl);
-	if (count != 1)
+	if (!count || (count > 1 && !s->h.nb_snapshots))
 		return qcow2_mark_corrupt(s, "L2 table at offset 0x%" PRIx64 " has refcount %" PRIu64,
 					  host, count);
+	if (count > 1)
+		return copy_table(s, index, host);
 	l1_set(s, index, entry | QCOW2_COPIED);
 	return 0;
 }
@@ -177,8 +208,8 @@ int qcow2_truncate(struct node *n, uint64_t size, struct error *err)
 		return error_set(err, -ENOTSUP, "Shrinking qcow2 images is not supported");
 	if (size == old)
 		return 0;
-	if (s->h.nb_snapshots)
-		return error_set(err, -ENOTSUP, "Can't resize an image which has snapshots");
+	if (s->h.nb_snapshots && s->h.version < 3)
+		return error_set(err, -ENOTSUP, "Can't resize a v2 image which has snapshots");
 	if (entries > QCOW2_L1_BYTES_MAX / 8)
 		return error_set(err, -EFBIG, "Image size %" PRIu64 " is too large for this cluster size", size);
 	if (s->corrupt || s->flush.failed)

@@ -11,6 +11,12 @@
  *	zero			-		-			-
  *	unallocated, backing	flag		flag			flag
  *	unallocated, none	-		-			-
+ *	compressed		flag, free	flag, free		flag or 0, free
+ *
+ * Data that a snapshot shares is given up, never kept.  Version 2 has no flag: what
+ * would need one is written as zeroes, or not discarded.
+ * With extended L2 entries the flag is a bit for each subcluster, and a part of a
+ * cluster in whole subclusters changes its bits alone.
  *
  * A discard leaves the flag where a backing image would show through.  Parts of
  * clusters are zeroed by writing, if they do not read as zeroes already; a
@@ -27,7 +33,7 @@ static bool is_zero(const struct qcow2 *s, uint64_t off, const struct run *r)
 {
 	const struct node *b = s->node->child[CHILD_BACKING];
 
-	if (r->kind == RUN_UNALLOCATED)
+	if (r->kind == RUN_UNALLOCATED || r->kind == RUN_RESERVED)
 		return !b || off >= b->size;
 	return r->kind == RUN_ZERO || r->kind == RUN_ZERO_ALLOCATED;
 }
@@ -62,27 +68,117 @@ static bool nothing_to_do(const struct qcow2 *s, const struct run *r, enum how h
 		return how == HOW_ZERO;
 	case RUN_UNALLOCATED:
 		return !s->has_backing;
+	case RUN_RESERVED:
+		return how == HOW_ZERO && !s->has_backing;
 	default:
 		return false;
 	}
 }
 
-/* Changes the entries of R, a run of whole clusters in SL; suspends only to fail. */
+/* Whether clusters can be made to read as zeroes by their entries alone. */
+static bool can_flag(const struct qcow2 *s, enum how how)
+{
+	return s->h.version >= 3 || (!s->has_backing && how != HOW_ZERO);
+}
+
+/* A data file that is to be readable as a raw image has the zeroes, too. */
+static int zero_raw(struct qcow2 *s, uint64_t off, uint64_t len, enum how how)
+{
+	if (!qcow2_data_is_raw(s))
+		return 0;
+	len = min_u64(len, s->node->size - off);
+	return node_zero(s->data, off, len, how == HOW_ZERO ? 0 : NODE_MAY_UNMAP);
+}
+
+static bool has_host(const struct run *r)
+{
+	return r->kind == RUN_DATA || r->kind == RUN_SHARED || r->kind == RUN_ZERO_ALLOCATED ||
+	       r->kind == RUN_RESERVED;
+}
+
+/* Changes the entries of R, a run of whole clusters in SL. */
 static int change(struct qcow2 *s, struct slice *sl, uint64_t off, const struct run *r, enum how how)
 {
 	uint64_t count = DIV_ROUND_UP(r->len, s->cluster_size);
 	bool keep = how == HOW_ZERO && r->kind == RUN_DATA;
-	bool frees = !keep && r->kind != RUN_UNALLOCATED;
-	uint64_t entry = how == HOW_DISCARD && !s->has_backing ? 0 : QCOW2_ZERO;
+	uint64_t entry = s->h.version < 3 || (how == HOW_DISCARD && !s->has_backing) ? 0 : QCOW2_ZERO;
+	int rc;
 
-	if (frees && qcow2_check_target(s, r->host, count << s->cluster_bits))
+	if (!keep && has_host(r) && qcow2_check_data(s, r->host, count << s->cluster_bits))
 		return -EIO;		/* a bad pointer: metadata is not freed */
+	rc = zero_raw(s, off, r->len, how);
+	if (rc)
+		return rc;
 	if (keep)
 		entry = r->host | QCOW2_COPIED | QCOW2_ZERO;
-	qcow2_publish(s, sl, off, count, entry, keep ? s->cluster_size : 0);
-	if (frees)
-		qcow2_unref_later(s, r->host, count);
+	qcow2_publish(s, sl, off, count, entry, keep ? s->cluster_size : 0, 0);
+	if (!keep)
+		qcow2_drop_old(s, r, off, count);
 	return 0;
+}
+
+/* [off, off+len), whole subclusters of one cluster with an extended entry. */
+static int change_subclusters(struct qcow2 *s, struct slice *sl, uint64_t off, uint64_t len, enum how how)
+{
+	uint64_t c = align_down(off, s->cluster_size), old_bits, bits;
+	uint64_t entry = qcow2_entry(s, sl, off, &old_bits), old = entry;
+	unsigned from = (off - c) >> s->sub_bits;
+	unsigned to = off + len == s->node->size ? QCOW2_SUBS : (off + len - c) >> s->sub_bits;
+	uint64_t mask = ((1ull << to) - 1) & ~((1ull << from) - 1);
+	struct run r;
+	int rc;
+
+	qcow2_lookup_slice(s, sl, c, s->cluster_size, &r);
+	if (to - from == QCOW2_SUBS) {
+		bits = how == HOW_DISCARD && !s->has_backing ? 0 : QCOW2_SUBS_ZERO;
+		if (how != HOW_ZERO || !r.copied || r.kind == RUN_COMPRESSED)
+			entry = 0;
+	} else {
+		bits = (old_bits & ~mask) | mask << 32;
+	}
+	if (entry == old && bits == old_bits)
+		return 0;
+	if (has_host(&r) && !entry && qcow2_check_data(s, r.host, s->cluster_size))
+		return -EIO;
+	rc = zero_raw(s, off, len, how);
+	if (rc)
+		return rc;
+	qcow2_publish(s, sl, c, 1, entry, 0, bits);
+	if (!entry)
+		qcow2_drop_old(s, &r, c, 1);
+	return 0;
+}
+
+/* One step on a cluster with an extended entry, or on a long run with nothing to do. */
+static int zero_extended(struct qcow2 *s, uint64_t off, uint64_t len, enum how how, uint64_t *done)
+{
+	uint64_t c = align_down(off, s->cluster_size), now = min_u64(len, c + s->cluster_size - off);
+	struct range in_use;
+	struct slice *sl;
+	struct run r;
+	int rc = qcow2_lookup(s, off, len, &r);
+
+	if (rc)
+		return rc;
+	*done = now;
+	if (nothing_to_do(s, &r, how) && r.len >= now) {
+		*done = r.len == len ? len : align_down(off + r.len, s->cluster_size) - off;
+		return 0;
+	}
+	rc = qcow2_slice_for_write(s, off, &sl);
+	if (rc)
+		return rc;
+	range_enter(&s->ranges, &in_use, c, s->cluster_size, RANGE_EXCL);
+	qcow2_lookup_slice(s, sl, off, now, &r);
+	if (r.kind == RUN_BAD)
+		rc = qcow2_bad_entry(s, off, &r);
+	else if (r.kind == RUN_COMPRESSED && (off != c || (now < s->cluster_size && off + now < s->node->size)))
+		rc = -ENOTSUP;
+	else
+		rc = change_subclusters(s, sl, off, now, how);
+	range_leave(&s->ranges, &in_use);
+	cache_unpin(&s->l2, sl);
+	return rc == -ENOTSUP ? zero_part(s, off, now, false) : rc;
 }
 
 /* One step on whole clusters, within one slice. */
@@ -99,6 +195,8 @@ static int zero_run(struct qcow2 *s, uint64_t off, uint64_t len, enum how how, u
 	*done = r.len;
 	if (nothing_to_do(s, &r, how))
 		return 0;
+	if (!can_flag(s, how))
+		return how == HOW_DISCARD ? 0 : -ENOTSUP;
 	rc = qcow2_slice_for_write(s, off, &sl);
 	if (rc)
 		return rc;
@@ -106,7 +204,7 @@ static int zero_run(struct qcow2 *s, uint64_t off, uint64_t len, enum how how, u
 	range_enter(&s->ranges, &in_use, off, align_up(r.len, s->cluster_size), RANGE_EXCL);
 	qcow2_lookup_slice(s, sl, off, len, &r);
 	*done = r.len = min_u64(r.len, in_use.end - off);
-	if (r.kind >= RUN_COMPRESSED)
+	if (r.kind == RUN_BAD)
 		rc = qcow2_bad_entry(s, off, &r);
 	else if (!nothing_to_do(s, &r, how))
 		rc = change(s, sl, off, &r, how);
@@ -121,18 +219,20 @@ static int zero_whole(struct qcow2 *s, uint64_t off, uint64_t end, enum how how)
 	int rc = 0;
 
 	for (; off < end && !rc; off += done)
-		rc = zero_run(s, off, end - off, how, &done);
+		rc = s->ext_l2 ? zero_extended(s, off, end - off, how, &done)
+			       : zero_run(s, off, end - off, how, &done);
 	return rc;
 }
 
-/* The clusters that [off, off+len) covers: [*first, *end), empty if none. */
-static void whole_clusters(const struct qcow2 *s, uint64_t off, uint64_t len, uint64_t *first,
-			   uint64_t *end)
+/* What [off, off+len) covers in whole UNITs (clusters, or subclusters): [*first, *end),
+ * empty if none. */
+static void whole_units(const struct qcow2 *s, uint64_t unit, uint64_t off, uint64_t len,
+			uint64_t *first, uint64_t *end)
 {
-	*first = align_up(off, s->cluster_size);
-	*end = off + len == s->node->size ? off + len : align_down(off + len, s->cluster_size);
+	*first = align_up(off, unit);
+	*end = off + len == s->node->size ? off + len : align_down(off + len, unit);
 	if (*end < *first)
-		*first = *end = off + len;	/* inside one cluster */
+		*first = *end = off + len;	/* inside one of them */
 }
 
 int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
@@ -141,7 +241,7 @@ int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 	uint64_t first, end;
 	int rc = s->corrupt || s->flush.failed ? -EIO : 0;
 
-	whole_clusters(s, off, len, &first, &end);
+	whole_units(s, 1ull << s->sub_bits, off, len, &first, &end);
 	if (!rc && flags & NODE_NO_FALLBACK) {
 		rc = zero_part(s, off, first - off, true);
 		if (!rc)
@@ -165,6 +265,6 @@ int qcow2_discard(struct node *n, uint64_t off, uint64_t len)
 
 	if (s->corrupt || s->flush.failed)
 		return -EIO;
-	whole_clusters(s, off, len, &first, &end);
+	whole_units(s, s->cluster_size, off, len, &first, &end);
 	return zero_whole(s, first, end, HOW_DISCARD);
 }

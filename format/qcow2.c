@@ -60,7 +60,7 @@ static int take_cache_options(struct json_object *opts, struct cache_options *o,
 static int refuse_options(struct json_object *opts, struct error *err)
 {
 	static const char *const unsupported[] = {
-		"data-file", "encrypt", "pass-discard-request", "pass-discard-snapshot",
+		"encrypt", "pass-discard-request", "pass-discard-snapshot",
 		"pass-discard-other", "discard-no-unref", "cache-clean-interval", NULL,
 	};
 	static const char *const checks[] = { "none", "constant", "cached", NULL };
@@ -105,7 +105,7 @@ static unsigned log2_of(uint64_t n)
 static int init_caches(struct qcow2 *s, struct cache_options *o, struct error *err)
 {
 	uint64_t slice = o->slice ? o->slice : min_u64(SLICE_DEFAULT, s->cluster_size);
-	uint64_t l2_need = DIV_ROUND_UP(s->h.size, s->cluster_size) * 8, slices, need;
+	uint64_t l2_need = DIV_ROUND_UP(s->h.size, s->cluster_size) << s->entry_shift, slices, need;
 	unsigned bits;
 	int rc;
 
@@ -114,8 +114,8 @@ static int init_caches(struct qcow2 *s, struct cache_options *o, struct error *e
 				 s->cluster_size);
 	share_cache(o, l2_need);
 	bits = log2_of(slice);
-	s->slice_mask = (1u << (bits - 3)) - 1;
-	s->slice_shift = s->cluster_bits + bits - 3;
+	s->slice_mask = (1u << (bits - s->entry_shift)) - 1;
+	s->slice_shift = s->cluster_bits + bits - s->entry_shift;
 	need = max_u64(DIV_ROUND_UP(l2_need, slice), SLICES_MIN);
 	slices = max_u64(o->l2 / slice, SLICES_MIN);
 	rc = cache_init(&s->l2, slice, min_u64(slices, need));
@@ -172,8 +172,8 @@ static const char *why_read_only(const struct qcow2 *s)
 		return "the image is marked as corrupt; repair it with 'qemu-img check -r all', or open it read-only";
 	if (s->h.incompatible & QCOW2_DIRTY)
 		return "the image was not closed cleanly (lazy refcounts); repair it with 'qemu-img check -r all', or open it read-only";
-	if (s->h.nb_snapshots)
-		return "writing to images with internal snapshots is not supported; open it read-only";
+	if (s->snapshot)
+		return "an internal snapshot can only be read";
 	return NULL;
 }
 
@@ -200,6 +200,8 @@ static int clear_unknown_bits(struct qcow2 *s, struct error *err)
 
 	if (!qcow2_ext_find(&s->h, QCOW2_EXT_BITMAPS))
 		known = 0;
+	if (s->has_data_file)
+		known |= QCOW2_RAW_DATA_FILE;
 	if (s->node->read_only || !(s->h.autoclear & ~known))
 		return 0;
 	s->h.autoclear &= known;
@@ -231,11 +233,21 @@ static int open_image(struct qcow2 *s, struct json_object *opts, struct error *e
 	if (!rc)
 		rc = refuse_options(opts, err);
 	if (!rc)
+		rc = opts_str(opts, "internal-snapshot", &s->snapshot, err);
+	if (!rc)
 		rc = open_file(s, opts, err);
 	if (!rc)
 		rc = qcow2_header_read(s, err);
 	if (!rc)
+		rc = qcow2_snapshots_load(s, err);
+	if (!rc)
 		rc = settle_read_only(s, err);
+	if (!rc && s->snapshot)
+		rc = qcow2_snapshot_use(s, s->snapshot, err);
+	if (!rc && !n->read_only)
+		rc = qcow2_snapshots_check(s, err);
+	if (!rc)
+		rc = qcow2_open_data_file(s, opts, err);
 	if (!rc)
 		rc = init_caches(s, &cache, err);
 	if (rc)
@@ -259,7 +271,10 @@ static void free_state(struct qcow2 *s)
 {
 	cache_free(&s->l2);
 	cache_free(&s->ref);
+	qcow2_compressed_free(s);
+	qcow2_snapshots_free(s);
 	qcow2_header_free(&s->h);
+	free(s->snapshot);
 	free(s->l1);
 	free(s->l1_dirty);
 	free(s->reftable);
@@ -315,7 +330,7 @@ static int qcow2_flush_node(struct node *n)
 static void qcow2_child_perm(struct node *n, enum node_child c, unsigned perm, unsigned shared,
 			     unsigned *cperm, unsigned *cshared)
 {
-	bool writes = c == CHILD_FILE && !n->read_only &&
+	bool writes = c != CHILD_BACKING && !n->read_only &&
 		      !(n->auto_read_only && n->child[c] && n->child[c]->read_only);
 
 	*cperm = PERM_CONSISTENT_READ | (writes ? PERM_WRITE | PERM_RESIZE : 0);
@@ -335,13 +350,22 @@ static void qcow2_info(struct node *n, struct json_object *image)
 
 	json_object_object_add(image, "cluster-size", json_object_new_int64(s->cluster_size));
 	add_bool(image, "dirty-flag", s->h.incompatible & QCOW2_DIRTY);
-	json_object_object_add(data, "compat", json_object_new_string("1.1"));
+	json_object_object_add(data, "compat", json_object_new_string(s->h.version < 3 ? "0.10" : "1.1"));
 	json_object_object_add(data, "compression-type",
 			       json_object_new_string(s->h.compression ? "zstd" : "zlib"));
-	add_bool(data, "lazy-refcounts", s->h.compatible & QCOW2_LAZY_REFCOUNTS);
 	json_object_object_add(data, "refcount-bits", json_object_new_int(1 << s->h.refcount_order));
-	add_bool(data, "corrupt", s->h.incompatible & QCOW2_CORRUPT);
-	add_bool(data, "extended-l2", false);
+	if (s->h.version >= 3) {
+		add_bool(data, "lazy-refcounts", s->h.compatible & QCOW2_LAZY_REFCOUNTS);
+		add_bool(data, "corrupt", s->h.incompatible & QCOW2_CORRUPT);
+		add_bool(data, "extended-l2", s->ext_l2);
+	}
+	if (s->has_data_file) {
+		if (s->data->filename)
+			json_object_object_add(data, "data-file", json_object_new_string(s->data->filename));
+		add_bool(data, "data-file-raw", qcow2_data_is_raw(s));
+	}
+	if (s->h.nb_snapshots)
+		json_object_object_add(image, "snapshots", qcow2_snapshots_info(s));
 	json_object_object_add(spec, "type", json_object_new_string("qcow2"));
 	json_object_object_add(spec, "data", data);
 	json_object_object_add(image, "format-specific", spec);
@@ -391,7 +415,7 @@ int qcow2_meta_flush(struct node *n)
 }
 
 static const char *const qcow2_options[] = {
-	"file", "backing", "cache-size", "l2-cache-size", "refcount-cache-size",
+	"file", "backing", "data-file", "internal-snapshot", "cache-size", "l2-cache-size", "refcount-cache-size",
 	"l2-cache-entry-size", "lazy-refcounts", "overlap-check", NULL,
 };
 

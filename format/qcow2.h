@@ -13,17 +13,37 @@
 
 struct node;
 
-/* What qemu-img create -f qcow2 -o ... takes. */
+enum qcow2_preallocation {
+	QCOW2_PREALLOC_OFF,
+	QCOW2_PREALLOC_METADATA,	/* all tables, the file as long as it may become */
+	QCOW2_PREALLOC_FALLOC,		/* ... with its space reserved */
+	QCOW2_PREALLOC_FULL,		/* ... and written */
+};
+
+/* What qemu-img create -f qcow2 -o ... takes, and BlockdevCreateOptionsQcow2. */
 struct qcow2_create {
 	uint64_t size;			/* bytes, a multiple of 512 (rounded up) */
+	uint32_t version;		/* 2 or 3; 0: 3 */
 	uint32_t cluster_size;		/* 512 … 2 MiB, a power of two; 0: 65536 */
 	uint32_t refcount_bits;		/* 1 … 64, a power of two; 0: 16 */
+	bool lazy_refcounts;		/* the compatible feature bit */
+	bool zstd;			/* compressed clusters are zstd, not zlib */
+	bool extended_l2;		/* subclusters; clusters of 16 KiB and more */
+	bool data_file_raw;		/* with data_file: it is kept readable as a raw image */
+	enum qcow2_preallocation preallocation;
+	const char *data_file;		/* name stored in the header; NULL: data is in the image */
 	const char *backing_file;	/* as stored in the header; NULL: none */
 	const char *backing_format;	/* needed with backing_file */
 };
 
-/* Makes a new, empty version 3 image in F (an empty file) and syncs it. */
+/* Makes a new, empty image in F (an empty file) and syncs it.  Not with a data file. */
 int qcow2_create(struct io_file *f, const struct qcow2_create *o, struct error *err);
+
+/* The same in FILE, a protocol node that the caller uses for writing and resizing
+ * (its old contents go).  DATA: the external data file's node, needed if and only
+ * if O names one. */
+int qcow2_create_node(struct node *file, struct node *data, const struct qcow2_create *o,
+		      struct error *err);
 
 bool node_is_qcow2(const struct node *n);
 
