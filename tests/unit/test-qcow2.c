@@ -603,7 +603,7 @@ static void test_compressed(void **state)
 		image_check(&m, "z.qcow2");
 	}
 	sh_ok("qemu-img convert -q -c -O qcow2 z.raw z.qcow2");
-	entry = peek64("z.qcow2", peek64("z.qcow2", peek64("z.qcow2", H_L1_OFFSET) & QCOW2_OFFSET));
+	entry = peek64("z.qcow2", peek64("z.qcow2", peek64("z.qcow2", H_L1_OFFSET)) & QCOW2_OFFSET);
 	poke("z.qcow2", entry & 0xffffffff, "\377\377\377\377", 4);
 	n = open_image("z.qcow2", "");
 	assert_int_equal(node_read(n, buf, 0, 512), -EIO);
