@@ -21,7 +21,7 @@ const struct node_event_hooks *node_event_hooks;
 
 const struct node_driver *const node_drivers[] = {
 	&file_driver, &host_device_driver, &raw_driver, &qcow2_driver,
-	&null_driver, &blkdebug_driver, NULL,
+	&null_driver, &blkdebug_driver, &nbd_driver, NULL,
 };
 
 static const char *const child_names[CHILD_COUNT] = { "file", "backing", "data-file" };
@@ -127,8 +127,10 @@ static void graph_del(struct graph *g, struct node *n)
 
 static void node_close(struct node *n)
 {
+	node_hurry(n, true);		/* a last flush, perhaps to a server that is stuck */
 	if (n->state && n->driver->close)
 		n->driver->close(n);
+	node_hurry(n, false);
 	if (n->bitmaps && node_bitmap_hooks)
 		node_bitmap_hooks->drop(n);
 	for (unsigned c = 0; c < CHILD_COUNT; c++) {

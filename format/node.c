@@ -319,6 +319,15 @@ bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file 
 	       n->driver->host_range(n, off, len, f, host_off);
 }
 
+void node_hurry(struct node *n, bool on)
+{
+	if (n->driver->hurry && n->state)
+		n->driver->hurry(n, on);
+	for (unsigned c = 0; c < CHILD_COUNT; c++)
+		if (n->child[c])
+			node_hurry(n->child[c], on);
+}
+
 void node_tap_add(struct node *n, struct tap *t)
 {
 	struct tap **p = &n->taps;

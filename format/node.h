@@ -115,6 +115,9 @@ struct node_driver {
 	/* The file range that holds [off, off+len) as it is, for sendfile(2); false: none. */
 	bool (*host_range)(struct node *n, uint64_t off, uint64_t len,
 			   struct io_file **f, uint64_t *host_off);
+	/* ON: somebody waits for the requests in flight to end, so they should not wait for
+	 * long themselves (a throttle, a server that does not answer); off again after. */
+	void (*hurry)(struct node *n, bool on);
 	/* Adds format-specific members to QEMU's ImageInfo object. */
 	void (*info)(struct node *n, struct json_object *image);
 };
@@ -215,6 +218,9 @@ int node_truncate(struct node *n, uint64_t size, struct error *err);
 /* The node that N shows: N itself, or what is below the filters over it. */
 struct node *node_skip_filters(struct node *n);
 
+/* Tells N and all below it: see node_driver's hurry.  Calls nest. */
+void node_hurry(struct node *n, bool on);
+
 /* As node_map(), with the backing chain looked through: EXTENT_UNALLOCATED only
  * where no layer has anything (with EXTENT_ZERO|EXTENT_HOLE); depth counts
  * layers, 1 is N itself. */
@@ -227,7 +233,7 @@ bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file 
 		     uint64_t *host_off);
 
 extern const struct node_driver file_driver, host_device_driver, raw_driver, qcow2_driver;
-extern const struct node_driver null_driver, blkdebug_driver;
+extern const struct node_driver null_driver, blkdebug_driver, nbd_driver;
 
 /* Drivers, for help and lookup; ends with NULL. */
 extern const struct node_driver *const node_drivers[];

@@ -100,7 +100,10 @@ static void export_unlink(struct export *e)
 
 static void export_close_on_loop(void *arg)
 {
-	export_close_node(arg);
+	struct export *e = arg;
+
+	node_hurry(e->node, false);
+	export_close_node(e);
 }
 
 static void export_tell_deleted(const struct export *e)
@@ -140,7 +143,10 @@ bool export_is_used(const struct export *e)
 
 static void export_shutdown_on_loop(void *arg)
 {
-	transmission_shutdown(arg);
+	struct export *e = arg;
+
+	transmission_shutdown(e);
+	node_hurry(e->node, true);
 }
 
 /* Begins the end; E may be gone when this returns. */

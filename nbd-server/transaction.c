@@ -111,8 +111,13 @@ static void close_on_loop(void *arg)
 
 	for (unsigned i = 0; root && i < c->n_actions; i++)
 		concerned = concerned || concerns(&c->actions[i], root);
-	c->rc = concerned ? gate_close(&root->gate, GATE_LIMIT) : 0;
-	if (concerned && !c->rc)
+	c->rc = 0;
+	if (!concerned)
+		return;
+	node_hurry(root, true);
+	c->rc = gate_close(&root->gate, GATE_LIMIT);
+	node_hurry(root, false);
+	if (!c->rc)
 		c->rc = 1;
 }
 
