@@ -94,6 +94,37 @@ def qcow2():
     image("grow", small, fill, steps=((GROW, 1024, 0), (WRITE | 0x80, 512, 512), (FAIL, 0, 5), *USE))
 
 
+def entry(table, entries, name, flags=2, granularity=9, extra=b"", kind=1):
+    """One of a bitmap directory; TABLE counts clusters (tests/fuzz/fuzz-bitmaps.c)."""
+    raw = struct.pack(">QIIBBHI", table, entries, flags, kind, granularity, len(name), len(extra)) + extra + name
+    return raw + bytes(-len(raw) % 8)
+
+
+def bitmaps():
+    use = script((WRITE, 3, 700), (BITMAP, 3, 9000), (BITMAP, 2, 0), (BITMAP, 64, 0), (DESCRIBE, 0, 0), (BITMAP, 1, 0),
+                 (FLUSH, 0, 0), (GROW, 64, 0))
+    bits = bytes(512 * 8) + bytes(range(256)) * 8
+    tables = struct.pack(">64Q", 8, *[0, 1, 9] * 21) + struct.pack(">64Q", *range(8, 72))
+    cases = {
+        "one": [entry(24, 1, b"b0")],
+        "two": [entry(24, 1, b"b0"), entry(25, 2, b"other", granularity=16)],
+        "in-use": [entry(24, 1, b"b0", flags=3)],
+        "disabled": [entry(24, 1, b"b0", flags=0)],
+        "extra": [entry(24, 1, b"b0", flags=6, extra=b"more"), entry(25, 1, b"no", flags=2, extra=b"12345678")],
+        "kind": [entry(24, 1, b"b0", kind=2), entry(25, 1, b"b1")],
+        "same-name": [entry(24, 1, b"b0"), entry(25, 1, b"b0")],
+        "same-table": [entry(24, 1, b"b0"), entry(24, 1, b"b1")],
+        "long-name": [entry(24, 1, b"n" * 1023)],
+        "past-the-end": [struct.pack(">QIIBBHI", 2, 1, 2, 1, 9, 65535, 0xffffffff)],
+        "raw-pointer": [entry(1 << 63 | 512, 1, b"b0")],
+    }
+    for name, entries in cases.items():
+        raw = b"".join(entries)
+        head = bytes([0x85, len(use) // 6, len(entries)]) + struct.pack(">H", len(raw))
+        put("bitmaps", name, head + use + raw + tables + bits)
+
+
 if __name__ == "__main__":
     keyval()
     qcow2()
+    bitmaps()
