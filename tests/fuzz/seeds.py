@@ -124,7 +124,58 @@ def bitmaps():
         put("bitmaps", name, head + use + raw + tables + bits)
 
 
+def option(number, payload=b""):
+    return b"IHAVEOPT" + struct.pack(">II", number, len(payload)) + payload
+
+
+def string(s):
+    return struct.pack(">I", len(s)) + s
+
+
+def meta(number, export, *queries):
+    return option(number, string(export) + struct.pack(">I", len(queries)) + b"".join(map(string, queries)))
+
+
+def request(kind, offset=0, length=0, flags=0, payload=b"", cookie=7):
+    return struct.pack(">IHHQQI", 0x25609513, flags, kind, cookie, offset, length) + payload
+
+
+def extended(kind, offset=0, length=0, flags=0, payload=b"", cookie=9):
+    return struct.pack(">IHHQQQ", 0x21e41c71, flags, kind, cookie, offset, length) + payload
+
+
+def nbd():
+    def go(name=b"", number=7):
+        return option(number, string(name) + struct.pack(">HHH", 2, 3, 0))
+
+    structured, listing, starttls, headers = option(8), option(3), option(5), option(11)
+    contexts = meta(10, b"q", b"base:allocation", b"qemu:allocation-depth", b"qemu:dirty-bitmap:b0")
+    write = request(1, 4096, 512, 1, b"w" * 512)
+    work = (request(0, 0, 4096) + write + request(6, 0, 8192) + request(6, 8192, 4096, 2) + request(4, 0, 65536)
+            + request(3) + request(5, 0, 4096) + request(7, 0, 262144) + request(7, 0, 4096, 8) + request(0, 8192, 100, 4)
+            + request(0, 262143, 2) + request(9) + request(1, 1 << 63, 4, 0, b"past") + request(2))
+    seeds = {
+        "export-name": b"\0\0\0\1" + option(1, b"") + work,
+        "export-name-zeroes": b"\0\0\0\3" + option(1, b"q") + work,
+        "oldstyle": b"\0\0\0\0" + option(1, b"q") + request(0, 0, 512) + request(2),
+        "options": b"\0\0\0\3" + listing + go(b"q", 6) + option(99) + starttls + option(2),
+        "simple": b"\0\0\0\3" + go() + work,
+        "structured": b"\0\0\0\3" + structured + go() + work,
+        "contexts": b"\0\0\0\3" + structured + meta(9, b"q") + contexts + go(b"q") + work,
+        "read-only": b"\0\0\0\3" + structured + meta(10, b"o", b"base:") + go(b"o") + work,
+        "extended": b"\0\0\0\3" + headers + contexts + go(b"q") + extended(0, 0, 4096) + extended(7, 0, 1 << 40)
+        + extended(1, 0, 8, 0, b"8 bytes!") + extended(6, 0, 1 << 33, 2) + extended(7, 0, 65536, 32, b"") + extended(2),
+        "no-such": b"\0\0\0\3" + go(b"nowhere") + option(7, b"\xff\xff\xff\xff\0\0") + option(2),
+        "bad-magic": b"\0\0\0\3" + structured + go() + request(0, 0, 4096) + b"garbage that is no request at all...",
+        "huge-option": b"\0\0\0\3" + b"IHAVEOPT" + struct.pack(">II", 7, 1 << 24) + bytes(4096),
+        "many-reads": b"\0\0\0\3" + structured + go(b"q") + request(0, 0, 262144) * 24 + request(2),
+    }
+    for name, data in seeds.items():
+        put("nbd", name, data)
+
+
 if __name__ == "__main__":
+    nbd()
     keyval()
     qcow2()
     bitmaps()
