@@ -5,6 +5,7 @@
 What a fuzzer found and is worth keeping lies beside them, under a name that begins with "found-".
 """
 
+import json
 import pathlib
 import struct
 import subprocess
@@ -174,8 +175,46 @@ def nbd():
         put("nbd", name, data)
 
 
+def qmp():
+    def command(name, /, **arguments):
+        arguments = {k.replace("_", "-"): v for k, v in arguments.items()}
+        return json.dumps({"execute": name, "arguments": arguments, "id": 1}) + "\n"
+
+    def add(node, driver, filename, **more):
+        return command("blockdev-add", node_name=node, driver=driver, file={"driver": "file", "filename": filename}, **more)
+
+    export = command("block-export-add", type="nbd", id="e0", node_name="n0", writable=True, bitmaps=["b0"])
+    bitmap = command("block-dirty-bitmap-add", node="n0", name="b0", granularity=65536, persistent=True)
+    server = command("nbd-server-start", addr={"type": "unix", "data": {"path": "nbd"}})
+    queries = "".join(command(q) for q in (
+        "query-block-exports", "query-named-block-nodes", "query-block", "query-jobs", "query-version",
+        "query-commands", "query-status", "query-qmp-schema", "query-blockstats", "query-name"))
+    seeds = {
+        "node": add("n0", "qcow2", "qcow2", read_only=True) + command("blockdev-del", node_name="n0"),
+        "chain": add("n0", "raw", "raw") + add("n1", "qcow2", "qcow2", backing="n0") + queries,
+        "export": add("n0", "qcow2", "qcow2") + server + bitmap + export + queries
+        + command("block-export-del", id="e0", mode="hard") + command("nbd-server-stop"),
+        "bitmaps": add("n0", "qcow2", "qcow2") + bitmap
+        + command("block-dirty-bitmap-add", node="n0", name="b1", disabled=True)
+        + command("block-dirty-bitmap-merge", node="n0", target="b1", bitmaps=["b0", {"node": "n0", "name": "b0"}])
+        + command("block-dirty-bitmap-disable", node="n0", name="b0") + command("block-dirty-bitmap-clear", node="n0", name="b0")
+        + command("block-dirty-bitmap-remove", node="n0", name="b0"),
+        "transaction": add("n0", "qcow2", "qcow2") + command("transaction", actions=[
+            {"type": "block-dirty-bitmap-add", "data": {"node": "n0", "name": "b0"}},
+            {"type": "block-dirty-bitmap-clear", "data": {"node": "n0", "name": "nope"}}], properties={}),
+        "resize": add("n0", "raw", "raw") + command("block_resize", node_name="n0", size=2097152),
+        "create": command("blockdev-create", job_id="j0", options={"driver": "file", "filename": "new", "size": 65536})
+        + command("query-jobs") + command("job-dismiss", id="j0"),
+        "object": command("object-add", qom_type="secret", id="o0", data="geheim") + command("object-del", id="o0"),
+        "bare": "!" + command("query-version"),
+        "broken": '{"execute":}\n[1,2,\n{"execute":"query-status","id":{"a":[null,1e400]}}\n"x" 17 \x01 nul\n',
+        "quotes": "{'execute':'query-status','id':'\xc3\xa4'}{'execute':'quit'}",
+        "deep": '{"execute":"query-status","id":' + "[" * 80 + "]" * 80 + "}\n",
+    }
+    for name, text in seeds.items():
+        put("qmp", name, text.encode("latin-1"))
+
+
 if __name__ == "__main__":
-    nbd()
-    keyval()
-    qcow2()
-    bitmaps()
+    for make in keyval, qcow2, bitmaps, nbd, qmp:
+        make()
