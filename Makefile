@@ -10,7 +10,7 @@ V       ?= 0
 Q       := $(if $(filter 1,$(V)),,@)
 say     = $(if $(filter 1,$(V)),,@printf '  %-5s %s\n' $(1) $@;)
 
-PKGS    := liburing libnbd json-c gnutls zlib libzstd libdeflate
+PKGS    := liburing libnbd json-c gnutls zlib libzstd libdeflate libseccomp
 CFLAGS  ?= -O2 -g
 WERROR  ?= -Werror
 WARN    := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \

@@ -46,6 +46,15 @@ void cmdline_queue(struct cmdline *c, const struct setting *s);
 void cmdline_refuse(const char *what, const char *reason)
 	__attribute__((noreturn));
 
+/* The object that S is run with, a private copy; NULL with ERR set. */
+struct json_object *cmdline_object(const struct setting *s, struct error *err);
+
+/* cmdline-sandbox.c */
+void cmdline_take_sandbox(struct cmdline *c, const char *text);
+void cmdline_take_allow_dir(struct cmdline *c, const char *text);
+void cmdline_take_user(struct cmdline *c, const char *text);
+void cmdline_take_core(struct cmdline *c, const char *text);
+
 /* cmdline-config.c: --config.  Reads the file and takes all its members. */
 void cmdline_take_config(struct cmdline *c, const char *path);
 

@@ -153,6 +153,14 @@ const struct option_def cmdline_options[] = {
 	{ .help = "The process:" },
 	{ "config", 0, "FILE", "read options from this file, which is JSON",
 	  .take = cmdline_take_config },
+	{ "allow-dir", 0, "DIR", "open no file outside of this directory, or of others given so",
+	  .take = cmdline_take_allow_dir, .member = "allow-dirs", .list = true },
+	{ "user", 0, "NAME|UID[:GROUP|GID]", "become this user when everything is open",
+	  .take = cmdline_take_user, .member = "user" },
+	{ "sandbox", 0, "on|off", "filter system calls, and mind --allow-dir; default on",
+	  .take = cmdline_take_sandbox, .member = "sandbox" },
+	{ "core", 0, NULL, "allow core files, which hold guests' data",
+	  .take = cmdline_take_core, .member = "core" },
 	{ "daemonize", 0, NULL, "go to the background when everything is in place",
 	  .take = take_daemonize, .member = "daemonize" },
 	{ "pidfile", 0, "PATH", "hold this file, with the process id, while running",
@@ -296,8 +304,7 @@ void cmdline_parse(struct cmdline *c, int argc, char **argv)
 	check(c);
 }
 
-/* A private copy: what is run consumes it. */
-static struct json_object *setting_object(const struct setting *s, struct error *err)
+struct json_object *cmdline_object(const struct setting *s, struct error *err)
 {
 	struct json_object *o;
 
@@ -313,7 +320,7 @@ static struct json_object *setting_object(const struct setting *s, struct error 
 
 static int setting_run(const struct cmdline *c, const struct setting *s, struct error *err)
 {
-	struct json_object *o = setting_object(s, err);
+	struct json_object *o = cmdline_object(s, err);
 	int rc = o ? s->def->run(o, err) : err->code;
 
 	json_object_put(o);
@@ -340,6 +347,7 @@ int cmdline_run(struct cmdline *c, struct error *err)
 void cmdline_free(struct cmdline *c)
 {
 	free(c->settings);
+	free(c->sandbox.dirs);
 	free(c->quick.files);
 	free(c->quick.bitmaps);
 	json_object_put(c->config);

@@ -7,6 +7,7 @@
 
 #include "common/error.h"
 #include "nbd-server/quick.h"
+#include "nbd-server/sandbox.h"
 
 struct json_object;
 
@@ -15,6 +16,7 @@ struct cmdline {
 	bool daemonize;
 	const char *pidfile;		/* NULL: none */
 	unsigned loops;			/* threads for disks */
+	struct sandbox sandbox;
 	struct quick quick;		/* merinod disk.qcow2 */
 	const char *config_path;	/* NULL: none */
 	struct json_object *config;	/* what is in it */
@@ -25,6 +27,11 @@ struct cmdline {
 /* Reads ARGV.  Prints and ends the process for --help, --version and for usage
  * errors (status 1). */
 void cmdline_parse(struct cmdline *c, int argc, char **argv);
+
+/* Before any thread: gives up what the options do not need. */
+int cmdline_sandbox(struct cmdline *c, struct error *err);
+/* When everything is in place: says what is not restricted. */
+void cmdline_sandbox_tell(const struct cmdline *c);
 
 /* Coroutine on the main loop: does what the options say, strictly in order. */
 int cmdline_run(struct cmdline *c, struct error *err);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* main: the life of merinod.
  *
- *	options ─▶ background ─▶ pid file ─▶ loops ─▶ images, exports ─▶ ready ─▶ … ─▶ end
+ *	options ─▶ background ─▶ pid file ─▶ sandbox ─▶ loops ─▶ images, exports
+ *	        ─▶ user ─▶ ready ─▶ … ─▶ end
  *
  * The main thread's loop serves the control sockets, the listeners and the
  * handshakes; disks live on the other loops.  What the options ask for runs in
@@ -30,6 +31,7 @@
 #include "nbd-server/monitor.h"
 #include "nbd-server/notify.h"
 #include "nbd-server/process.h"
+#include "nbd-server/user.h"
 
 struct daemon the_daemon;
 
@@ -84,11 +86,15 @@ static void start_run(void *arg)
 	int rc = cmdline_run(&cmdline, &err);
 
 	if (!rc)
+		rc = user_drop(&err);
+	if (!rc)
 		rc = pidfile_write(&err);
 	if (rc) {
 		fail(&err);
 	} else {
+		cmdline_sandbox_tell(&cmdline);
 		listener_accept_all();
+		monitor_admit_all();
 		process_ready();
 		notify_ready();
 	}
@@ -145,6 +151,8 @@ static int prepare(struct error *err)
 
 	if (!rc && cmdline.pidfile)
 		rc = pidfile_take(cmdline.pidfile, err);
+	if (!rc)
+		rc = cmdline_sandbox(&cmdline, err);
 	if (!rc)
 		rc = spawn_loops(err);
 	return rc;

@@ -64,6 +64,8 @@ struct acceptor {
 };
 
 static struct monitor *monitors;
+static bool admitted;			/* monitor_admit_all() was called */
+static struct co_queue admission;
 static bool quiescing, closing_all;
 static unsigned running;		/* commands */
 static struct co_queue all_wait;	/* woken when a command, client or acceptor has ended,
@@ -257,6 +259,8 @@ static void client_run(void *arg)
 {
 	struct client *c = arg;
 
+	while (!admitted && !quiescing)
+		co_queue_wait(&admission);
 	co_start(client_write, c);
 	client_read(c);
 	/* The last events of the process still go to this client. */
@@ -363,9 +367,16 @@ int monitor_add(struct json_object *opts, struct error *err)
 	return monitor_start(m, err);
 }
 
+void monitor_admit_all(void)
+{
+	admitted = true;
+	co_queue_wake_all(&admission);
+}
+
 void monitor_quiesce(void)
 {
 	quiescing = true;
+	co_queue_wake_all(&admission);
 	for (struct monitor *m = monitors; m; m = m->next) {
 		address_shutdown(&m->address);
 		co_queue_wake_all(&m->room);

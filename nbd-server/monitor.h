@@ -29,6 +29,10 @@ void chardev_close_all(void);
 /* --monitor: serves QMP clients on a character device.  OPTS as above. */
 int monitor_add(struct json_object *opts, struct error *err);
 
+/* The start is over: clients that came before are served now.  Their commands find
+ * everything in place, and the rights that the process keeps. */
+void monitor_admit_all(void);
+
 /* The process ends: accepts no client and no command any more, and waits until
  * the commands that run have ended.  Events still go out. */
 void monitor_quiesce(void);

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* cmdline-sandbox: the options of the sandbox, and what the other options need
+ * of the file system: where their sockets are made, which credentials they read.
+ *
+ * Images need --allow-dir, even those that options name: what an image refers to
+ * was chosen by a stranger, and the kernel cannot tell the two apart.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "nbd-server/cmdline-int.h"
+#include "nbd-server/commands.h"
+#include "nbd-server/monitor.h"
+
+void cmdline_take_sandbox(struct cmdline *c, const char *text)
+{
+	if (strcmp(text, "on") && strcmp(text, "off"))
+		cmdline_refuse("--sandbox", "must be on or off");
+	c->sandbox.off = !strcmp(text, "off");
+}
+
+void cmdline_take_allow_dir(struct cmdline *c, const char *text)
+{
+	struct sandbox *s = &c->sandbox;
+
+	s->dirs = reallocarray(s->dirs, s->n_dirs + 1, sizeof(*s->dirs));
+	if (!s->dirs)
+		cmdline_refuse("--allow-dir", "Out of memory");
+	s->dirs[s->n_dirs++] = text;
+}
+
+void cmdline_take_user(struct cmdline *c, const char *text)
+{
+	c->sandbox.user = text;
+}
+
+void cmdline_take_core(struct cmdline *c, const char *text)
+{
+	c->sandbox.core = true;
+}
+
+static int allow_string(struct json_object *o, const char *key, bool parent, unsigned access,
+			struct error *err)
+{
+	struct json_object *v;
+	const char *path;
+
+	if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_string))
+		return 0;
+	path = json_object_get_string(v);
+	return parent ? sandbox_allow_parent(path, access, err) : sandbox_allow(path, access, err);
+}
+
+static int allow_setting(const struct setting *s, struct json_object *o, struct error *err)
+{
+	struct json_object *addr = json_object_object_get(o, "addr");
+	int rc;
+
+	if (!strcmp(s->def->name, "nbd-server"))
+		return allow_string(addr, "path", true, ALLOW_SOCKET, err);
+	if (!strcmp(s->def->name, "chardev"))
+		return allow_string(o, "path", true, ALLOW_SOCKET, err);
+	if (strcmp(s->def->name, "object"))
+		return 0;
+	rc = allow_string(o, "dir", false, ALLOW_READ, err);
+	if (!rc)
+		rc = allow_string(o, "file", false, ALLOW_READ, err);
+	return rc ? rc : allow_string(o, "filename", false, ALLOW_READ, err);
+}
+
+/* quick.c's socket, given or private. */
+static int allow_quick(const struct quick *q, struct error *err)
+{
+	const char *base = getenv("XDG_RUNTIME_DIR");
+
+	if (!q->n_files)
+		return 0;
+	if (q->socket)
+		return sandbox_allow_parent(q->socket, ALLOW_SOCKET, err);
+	return sandbox_allow(base && *base == '/' ? base : "/tmp", ALLOW_SOCKET | ALLOW_DIRS, err);
+}
+
+static bool has_monitor(const struct cmdline *c)
+{
+	for (unsigned i = 0; i < c->n_settings; i++) {
+		if (!strcmp(c->settings[i].def->name, "monitor"))
+			return true;
+	}
+	return false;
+}
+
+int cmdline_sandbox(struct cmdline *c, struct error *err)
+{
+	int rc = c->pidfile ? sandbox_allow_parent(c->pidfile, ALLOW_REMOVE, err) : 0;
+
+	for (unsigned i = 0; i < c->n_settings && !rc; i++) {
+		struct error ignored = ERROR_INIT;	/* it is told when the setting is run */
+		struct json_object *o = cmdline_object(&c->settings[i], &ignored);
+
+		rc = o ? allow_setting(&c->settings[i], o, err) : 0;
+		json_object_put(o);
+	}
+	if (!rc)
+		rc = allow_quick(&c->quick, err);
+	return rc ? rc : sandbox_start(&c->sandbox, err);
+}
+
+void cmdline_sandbox_tell(const struct cmdline *c)
+{
+	if (!c->sandbox.off && !c->sandbox.n_dirs && has_monitor(c))
+		log_info("no --allow-dir is given: a monitor's client can open every file that this user can");
+}
