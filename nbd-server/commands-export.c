@@ -215,6 +215,8 @@ COMMAND(command_block_export_add)
 	else
 		rc = export_add(&o, err);
 	command_node_unref(o.node);
+	if (!rc)
+		machine_stop_new(o.id);
 	return rc;
 }
 

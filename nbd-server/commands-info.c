@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* commands-info: query-named-block-nodes and query-block.
+/* commands-info: query-named-block-nodes.
  *
  * Members are those of QEMU's BlockDeviceInfo and ImageInfo.  What Merino has
- * no such thing as (throttling, write thresholds, encryption) is there with the
+ * no such thing as (throttling of devices, encryption) is there with the
  * value that says so.  A node's answer is made on its loop, from what is in
  * memory and from its image's bitmap directory.
  */
@@ -36,10 +36,14 @@ static void add_u64(struct json_object *o, const char *key, uint64_t v)
 /* Bytes of storage below N, its backing images left out. */
 static uint64_t actual_size(const struct node *n)
 {
+	uint64_t sum = 0;
 	struct stat st;
 
-	while (n->child[CHILD_FILE])
-		n = n->child[CHILD_FILE];
+	if (n->child[CHILD_FILE] || n->child[CHILD_DATA_FILE]) {
+		sum += n->child[CHILD_FILE] ? actual_size(n->child[CHILD_FILE]) : 0;
+		sum += n->child[CHILD_DATA_FILE] ? actual_size(n->child[CHILD_DATA_FILE]) : 0;
+		return sum;
+	}
 	if (!n->filename || stat(n->filename, &st) < 0)
 		return 0;
 	return (uint64_t)st.st_blocks * 512;
@@ -82,7 +86,7 @@ static struct json_object *image_info(struct node *n, bool flat)
 static void add_throttling(struct json_object *o)
 {
 	static const char *const limits[] = { "bps", "bps_rd", "bps_wr", "iops", "iops_rd",
-					      "iops_wr", "write_threshold" };
+					      "iops_wr" };
 
 	for (unsigned i = 0; i < sizeof(limits) / sizeof(limits[0]); i++)
 		add_u64(o, limits[i], 0);
@@ -100,7 +104,10 @@ static void add_cache(const struct node *n, struct json_object *o)
 
 static void add_children(const struct node *n, struct json_object *o)
 {
-	static const char *const names[] = { [CHILD_FILE] = "file", [CHILD_BACKING] = "backing" };
+	static const char *const names[] = {
+		[CHILD_FILE] = "file", [CHILD_BACKING] = "backing",
+		[CHILD_DATA_FILE] = "data-file",
+	};
 	struct json_object *list = json_object_new_array();
 
 	for (unsigned c = 0; c < CHILD_COUNT; c++) {
@@ -125,8 +132,7 @@ static unsigned backing_depth(const struct node *n)
 	return depth;
 }
 
-/* BlockDeviceInfo. */
-static struct json_object *node_info(struct node *n, bool flat)
+struct json_object *block_device_info(struct node *n, bool flat)
 {
 	struct json_object *o = json_object_new_object(), *bitmaps = bitmaps_query(n);
 	const struct node *backing = n->child[CHILD_BACKING];
@@ -136,8 +142,9 @@ static struct json_object *node_info(struct node *n, bool flat)
 	add_str(o, "file", n->filename);
 	add_bool(o, "ro", n->read_only);
 	add_bool(o, "encrypted", false);
-	add_str(o, "detect_zeroes", "off");
+	add_str(o, "detect_zeroes", !n->detect_zeroes ? "off" : n->detect_unmap ? "unmap" : "on");
 	add_throttling(o);
+	add_u64(o, "write_threshold", n->write_threshold);
 	add_cache(n, o);
 	if (backing)
 		add_str(o, "backing_file", backing->filename);
@@ -158,13 +165,12 @@ static int info_on_loop(struct node *n, void *arg, struct error *err)
 {
 	struct info_call *c = arg;
 
-	c->info = node_info(n, c->flat);
+	c->info = block_device_info(n, c->flat);
 	node_unref(n);
 	return 0;
 }
 
-/* All nodes that there are now, each with one more reference; malloc'd. */
-static struct node **all_nodes(unsigned *n)
+struct node **command_all_nodes(unsigned *n)
 {
 	struct graph *g = &the_daemon.graph;
 	struct node **v = NULL;
@@ -187,7 +193,7 @@ COMMAND(command_query_named_block_nodes)
 {
 	struct info_call c = { .flat = qmp_bool(args, "flat", false) };
 	unsigned n;
-	struct node **v = all_nodes(&n);
+	struct node **v = command_all_nodes(&n);
 
 	if (!v)
 		return error_set(err, -ENOMEM, "Out of memory");
@@ -197,13 +203,5 @@ COMMAND(command_query_named_block_nodes)
 		json_object_array_add(*ret, c.info);
 	}
 	free(v);
-	return 0;
-}
-
-/* As in qemu-storage-daemon: there is no machine that has devices.  Exports as
- * devices come with jobs. */
-COMMAND(command_query_block)
-{
-	*ret = json_object_new_array();
 	return 0;
 }

@@ -20,7 +20,22 @@ COMMAND(command_blockdev_add);
 COMMAND(command_blockdev_del);
 /* commands-info.c */
 COMMAND(command_query_named_block_nodes);
+/* commands-device.c */
 COMMAND(command_query_block);
+COMMAND(command_query_blockstats);
+/* commands-qom.c */
+COMMAND(command_qom_list);
+COMMAND(command_qom_get);
+COMMAND(command_qom_set);
+/* commands-machine.c */
+COMMAND(command_query_status);
+COMMAND(command_query_name);
+COMMAND(command_query_tpm);
+COMMAND(command_stop);
+COMMAND(command_cont);
+COMMAND(command_query_iothreads);
+/* An export that was just added waits, too, while the machine is stopped. */
+int machine_stop_new(const char *id);
 /* commands-export.c */
 COMMAND(command_nbd_server_start);
 COMMAND(command_nbd_server_stop);
@@ -45,6 +60,10 @@ extern const struct qmp_arg args_bitmap_merge[];
 extern const struct qmp_arg args_object_add[];
 extern const struct qmp_arg args_object_del[];
 extern const struct qmp_arg args_nothing[];
+extern const struct qmp_arg args_blockstats[];
+extern const struct qmp_arg args_qom_list[];
+extern const struct qmp_arg args_qom_get[];
+extern const struct qmp_arg args_qom_set[];
 extern const struct qmp_arg args_nbd_server_start[];
 extern const struct qmp_arg args_blockdev_add[];
 extern const struct qmp_arg args_flat_address[];
@@ -59,6 +78,11 @@ int nbd_server_start_keyval(struct json_object *o, struct error *err);
 
 /* {"qemu":{"major":…},"package":…}: query-version's, and the greeting's. */
 struct json_object *qmp_version(void);
+
+/* commands-info.c: QEMU's BlockDeviceInfo; on the node's loop. */
+struct json_object *block_device_info(struct node *n, bool flat);
+/* All nodes that there are now, each with one more reference; malloc'd. */
+struct node **command_all_nodes(unsigned *n);
 
 /* commands-node.c: a node with one more reference, or NULL. */
 struct node *command_node_find(const char *name);

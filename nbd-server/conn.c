@@ -232,7 +232,7 @@ static void dispatch(struct conn *c, struct request *rq)
 {
 	while (!may_start(c))
 		co_queue_wait(&c->room);
-	gate_enter(&c->node->gate);
+	conn_enter(c);
 	c->in_flight++;
 	requests_here++;
 	co_start(request_run, rq);
@@ -264,10 +264,10 @@ static bool write_in_pieces(struct conn *c, struct request *rq)
 
 		ok = rx_take(c, rc ? NULL : reply_payload(block), now);
 		if (ok && !rc) {
-			gate_enter(&c->node->gate);
+			conn_enter(c);
 			rc = node_write(c->node, reply_payload(block), off, now,
 					rq->flags & NBD_CMD_FLAG_FUA ? NODE_FUA : 0);
-			gate_leave(&c->node->gate);
+			conn_leave(c);
 		}
 		off += now;
 		left -= now;
@@ -372,6 +372,21 @@ void conn_kill(struct conn *c)
 	stream_shutdown(&c->stream);
 	co_queue_wake_all(&c->room);
 	co_queue_wake_all(&c->tx_more);
+}
+
+void conn_enter_slow(struct conn *c)
+{
+	for (;;) {
+		struct node *n;
+
+		while (c->export->stopped && !c->dead)
+			co_queue_wait(&c->export->resume);
+		n = c->node;
+		gate_enter(&n->gate);
+		if (n == c->node && (!c->export->stopped || c->dead))
+			return;
+		gate_leave(&n->gate);
+	}
 }
 
 static void conn_unlink(struct conn *c)
@@ -488,4 +503,5 @@ void transmission_shutdown(struct export *e)
 {
 	for (struct conn *c = e->conns; c; c = c->next)
 		conn_kill(c);
+	co_queue_wake_all(&e->resume);
 }

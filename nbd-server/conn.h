@@ -115,6 +115,23 @@ void request_run(void *arg);
 void request_wait_room(struct request *rq, const struct reply *stream, uint32_t bytes);
 uint32_t nbd_error(int rc);		/* NBD's number for an -errno */
 
+/* The gate of the export's node, as clients' requests pass it: the node may become
+ * another one, and the export may be stopped, while they wait (export-parent.c). */
+void conn_enter_slow(struct conn *c);
+
+static inline void conn_enter(struct conn *c)
+{
+	if (__builtin_expect(c->export->stopped || c->node->gate.closed, 0))
+		conn_enter_slow(c);
+	else
+		c->node->gate.inside++;
+}
+
+static inline void conn_leave(struct conn *c)
+{
+	gate_leave(&c->node->gate);
+}
+
 /* request-read.c: serves and replies; what was replied as an error. */
 int request_read(struct request *rq);
 /* block-status.c */

@@ -77,6 +77,8 @@ const struct qmp_event_def qmp_events[] = {
 	{ "BLOCK_WRITE_THRESHOLD", data_threshold },
 	{ "JOB_STATUS_CHANGE", data_job },
 	{ "BLOCK_EXPORT_DELETED", data_export },
+	{ "STOP", NULL },
+	{ "RESUME", NULL },
 	{ NULL },
 };
 

@@ -180,7 +180,8 @@ int export_open_node(struct export *e, const struct export_options *o, struct er
 	int rc;
 
 	e->node = node_ref(o->node);
-	rc = node_use_add(&e->use, e->node, perm, PERM_ALL & ~PERM_RESIZE, err, "export '%s'",
+	e->use = &e->uses[0];
+	rc = node_use_add(e->use, e->node, perm, PERM_ALL & ~PERM_RESIZE, err, "export '%s'",
 			  e->id);
 	if (!rc)
 		rc = export_add_contexts(e, o, err);
@@ -197,7 +198,7 @@ void export_close_node(struct export *e)
 {
 	event_io_errors_end(e);
 	export_drop_contexts(e);
-	node_use_drop(&e->use);
+	node_use_drop(e->use);
 	node_unref(e->node);
 	e->node = NULL;
 }

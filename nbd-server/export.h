@@ -45,8 +45,8 @@ struct export {
 	char *name;			/* the clients' */
 	char *description;		/* NULL: none */
 	char node_name[NODE_NAME_MAX + 1];	/* for the main loop, which may not follow NODE */
-	struct node *node;
-	struct node_use use;
+	struct node *node;		/* changes by export_set_node() only */
+	struct node_use *use, uses[2];	/* the one in use, and its successor's place */
 	struct loop *loop;
 	bool writable;
 	uint64_t size;			/* bytes */
@@ -58,8 +58,11 @@ struct export {
 	unsigned refs;			/* connections, and the list itself */
 	bool opening;			/* its name is taken, clients do not see it yet */
 	bool removed;			/* block-export-del was called */
+	bool machine_stopped;		/* by QMP's stop, until cont */
 	/* Export's loop: */
 	struct conn *conns;		/* in transmission */
+	unsigned stopped;		/* who wants clients' requests to wait, and … */
+	struct co_queue resume;		/* … where they do */
 	struct io_stats stats;		/* of clients' requests */
 	struct export_errors errors;
 };
@@ -107,6 +110,15 @@ void export_close_all(void);
 /* All of them, those on their way out too, for query-block-exports: the first,
  * and by ->next. */
 struct export *export_list(void);
+
+/* export-parent.c.  Coroutines, on the export's loop.  STOP: clients' requests wait
+ * from now on, and those begun have ended; -ETIMEDOUT when they did not within
+ * LIMIT_NS (0: any time): then nothing has changed. */
+int export_stop(struct export *e, uint64_t limit_ns);
+void export_resume(struct export *e);
+/* Gives the stopped E the node N, of the same size and on the same loop: takes the
+ * caller's reference, which becomes that of the former node. */
+int export_set_node(struct export *e, struct node **n, struct error *err);
 
 /* export-node.c.  Coroutine, on the export's loop: uses the node, finds the
  * bitmaps, fills size, flags and contexts.  On failure nothing is held. */

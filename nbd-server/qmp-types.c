@@ -399,3 +399,58 @@ const struct qmp_arg block_stats[] = {
 static const struct qmp_arg item_stats = { "null", QMP_OBJECT, .members = block_stats };
 
 const struct qmp_arg ret_stats = { "null", QMP_ARRAY, .item = &item_stats };
+
+/* -- the machine that there is not ---------------------------------------------------- */
+
+static const char *const run_states[] = { "running", "paused", NULL };
+
+static const struct qmp_arg status_info[] = {
+	{ "running", QMP_BOOL, true },
+	{ "singlestep", QMP_BOOL, true },
+	{ "status", QMP_STR, true, .values = run_states },
+	{ NULL },
+};
+
+const struct qmp_arg ret_status = { "null", QMP_OBJECT, .members = status_info };
+
+static const struct qmp_arg name_info[] = {
+	{ "name", QMP_STR, false },
+	{ NULL },
+};
+
+const struct qmp_arg ret_name = { "null", QMP_OBJECT, .members = name_info };
+
+static const struct qmp_arg tpm_info[] = {
+	{ "id", QMP_STR, true },
+	{ NULL },
+};
+
+static const struct qmp_arg item_tpm = { "null", QMP_OBJECT, .members = tpm_info };
+
+const struct qmp_arg ret_tpm = { "null", QMP_ARRAY, .item = &item_tpm };
+
+static const struct qmp_arg iothread_info[] = {
+	{ "id", QMP_STR, true },
+	{ "thread-id", QMP_INT, true },
+	{ "poll-max-ns", QMP_INT, true },
+	{ "poll-grow", QMP_INT, true },
+	{ "poll-shrink", QMP_INT, true },
+	{ "aio-max-batch", QMP_INT, true },
+	{ NULL },
+};
+
+static const struct qmp_arg item_iothread = { "null", QMP_OBJECT, .members = iothread_info };
+
+const struct qmp_arg ret_iothreads = { "null", QMP_ARRAY, .item = &item_iothread };
+
+static const struct qmp_arg property_info[] = {
+	{ "name", QMP_STR, true },
+	{ "type", QMP_STR, true },
+	{ NULL },
+};
+
+static const struct qmp_arg item_property = { "null", QMP_OBJECT, .members = property_info };
+
+const struct qmp_arg ret_qom_list = { "null", QMP_ARRAY, .item = &item_property };
+
+const struct qmp_arg ret_any = { "null", QMP_ANY };

@@ -148,9 +148,9 @@ void request_wait_room(struct request *rq, const struct reply *stream, uint32_t 
 
 	if (conn_has_room(c, bytes))
 		return;
-	gate_leave(&c->node->gate);
+	conn_leave(c);
 	conn_wait_room(c, stream, bytes);
-	gate_enter(&c->node->gate);
+	conn_enter(c);
 }
 
 static void request_done(struct request *rq)
@@ -196,6 +196,6 @@ void request_run(void *arg)
 		export_account(c->export, kind_of(rq.type), rq.len, begun, rc);
 		reply_status(&rq, nbd_error(rc));
 	}
-	gate_leave(&c->node->gate);
+	conn_leave(c);
 	request_done(&rq);
 }
