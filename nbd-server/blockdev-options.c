@@ -90,6 +90,7 @@ static const struct qmp_arg rows[] = {
 	{ "filename", QMP_STR, true, "path of the file" },
 	{ "image", QMP_STR_OR_OBJECT, true, "the node below", BLOCKDEV_REF },
 	{ "inject-error", QMP_ARRAY, false, "errors to make", .item = &item_inject_error },
+	{ "internal-snapshot", QMP_STR, false, "shows this snapshot, read only" },
 	{ "l2-cache-entry-size", QMP_INT, false, "bytes of a piece of the L2 cache" },
 	{ "l2-cache-size", QMP_INT, false, "bytes" },
 	{ "latency-ns", QMP_UINT, false, "time that each request takes" },

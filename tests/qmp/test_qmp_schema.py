@@ -97,7 +97,7 @@ def test_probe_of_what_is_not_there(bare, schema, path):
 
 @pytest.mark.merino_only
 def test_no_argument_is_of_any_type(schema):
-    """A driver's option without a row in blockdev-options.c would be; id of a monitor's request is none of ours."""
+    """A driver's option is of any type until it has a row in nbd-server/blockdev-options.c: add one."""
     below, todo = set(), [schema.types[c["arg-type"]] for c in schema.commands.values()
                           if c["name"] not in ("object-add", "qom-set")]
     while todo:
