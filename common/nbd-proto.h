@@ -11,6 +11,8 @@
 #define NBD_REQUEST_MAGIC	0x25609513u
 #define NBD_SIMPLE_REPLY_MAGIC	0x67446698u
 #define NBD_STRUCTURED_REPLY_MAGIC 0x668e33efu
+#define NBD_EXTENDED_REQUEST_MAGIC 0x21e41c71u
+#define NBD_EXTENDED_REPLY_MAGIC 0x6e8a278cu
 
 #define NBD_FLAG_FIXED_NEWSTYLE	1
 #define NBD_FLAG_NO_ZEROES	2
@@ -43,6 +45,7 @@ enum nbd_opt {
 #define NBD_REP_ERR_SHUTDOWN	NBD_REP_ERR(7)
 #define NBD_REP_ERR_BLOCK_SIZE_REQD NBD_REP_ERR(8)
 #define NBD_REP_ERR_TOO_BIG	NBD_REP_ERR(9)
+#define NBD_REP_ERR_EXT_HEADER_REQD NBD_REP_ERR(10)
 
 #define NBD_INFO_EXPORT		0
 #define NBD_INFO_NAME		1
@@ -62,6 +65,7 @@ enum nbd_transmission_flags {
 	NBD_FLAG_SEND_RESIZE = 1 << 9,
 	NBD_FLAG_SEND_CACHE = 1 << 10,
 	NBD_FLAG_SEND_FAST_ZERO = 1 << 11,
+	NBD_FLAG_BLOCK_STATUS_PAYLOAD = 1 << 12,
 };
 
 enum nbd_cmd {
@@ -82,6 +86,7 @@ enum nbd_cmd_flags {
 	NBD_CMD_FLAG_DF = 1 << 2,
 	NBD_CMD_FLAG_REQ_ONE = 1 << 3,
 	NBD_CMD_FLAG_FAST_ZERO = 1 << 4,
+	NBD_CMD_FLAG_PAYLOAD_LEN = 1 << 5,
 };
 
 enum nbd_errno {
@@ -101,6 +106,7 @@ enum nbd_errno {
 #define NBD_REPLY_OFFSET_DATA	1
 #define NBD_REPLY_OFFSET_HOLE	2
 #define NBD_REPLY_BLOCK_STATUS	5
+#define NBD_REPLY_BLOCK_STATUS_EXT 6
 #define NBD_REPLY_ERROR		((1 << 15) + 1)
 #define NBD_REPLY_ERROR_OFFSET	((1 << 15) + 2)
 
@@ -111,6 +117,8 @@ enum nbd_errno {
 #define NBD_REQUEST_SIZE	28	/* bytes of a request's header */
 #define NBD_SIMPLE_REPLY_SIZE	16
 #define NBD_STRUCTURED_CHUNK_SIZE 20
+#define NBD_EXTENDED_REQUEST_SIZE 32
+#define NBD_EXTENDED_CHUNK_SIZE	32
 
 #define NBD_STRING_MAX		4096	/* bytes; specification: "strings" */
 #define NBD_REQUEST_MAX		(32u << 20)	/* bytes of one read's or write's payload */

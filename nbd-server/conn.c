@@ -157,7 +157,7 @@ static bool rx_fill(struct conn *c)
 
 	if (!rx_have(c) && c->rx->refs == 1)
 		c->rx_start = c->rx_end = 0;
-	else if (RX_SIZE - c->rx_end < RX_INLINE_MAX + NBD_REQUEST_SIZE && !rx_make_space(c))
+	else if (RX_SIZE - c->rx_end < RX_INLINE_MAX + NBD_EXTENDED_REQUEST_SIZE && !rx_make_space(c))
 		return false;
 	room = RX_SIZE - c->rx_end;
 	if (c->rx_short)
@@ -205,18 +205,31 @@ static bool rx_take(struct conn *c, uint8_t *buf, uint32_t len)
 
 /* -- requests --------------------------------------------------------------- */
 
-static void parse(struct conn *c, struct request *rq)
+/* Specification: "Request message", compact and extended.  false: it is none. */
+static bool parse(struct conn *c, struct request *rq)
 {
-	const uint8_t *p = c->rx->data + c->rx_start;
+	bool extended = c->a.extended;
+	const uint8_t *p;
 
+	if (!rx_need(c, extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE))
+		return false;
+	p = c->rx->data + c->rx_start;
+	if (get_be32(p) != (extended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC)) {
+		log_info("connection dropped reason='bad request magic' export='%s'", c->export->name);
+		return false;
+	}
 	*rq = (struct request){
 		.conn = c,
 		.flags = get_be16(p + 4),
 		.type = get_be16(p + 6),
 		.off = get_be64(p + 16),
-		.len = get_be32(p + 24),
+		.len = extended ? get_be64(p + 24) : get_be32(p + 24),
+		.contexts = UINT64_MAX,
 	};
 	memcpy(&rq->cookie, p + 8, 8);
+	c->rx_start += extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE;
+	c->rx_requests++;
+	return true;
 }
 
 /* The last of a loop's requests are for those who have none. */
@@ -251,7 +264,7 @@ void conn_request_ended(struct conn *c)
 static bool write_in_pieces(struct conn *c, struct request *rq)
 {
 	struct reply *block;
-	uint32_t left = rq->len;
+	uint32_t left = (uint32_t)rq->len;
 	uint64_t off = rq->off, begun = loop_now();
 	bool ok = true;
 	int rc;
@@ -283,12 +296,14 @@ static bool write_in_pieces(struct conn *c, struct request *rq)
 /* A payload in a block of its own, received straight into place. */
 static bool write_from_block(struct conn *c, struct request *rq)
 {
-	conn_wait_room(c, NULL, rq->len);
-	rq->block = reply_new(c, rq->len);
+	uint32_t len = (uint32_t)rq->len;
+
+	conn_wait_room(c, NULL, len);
+	rq->block = reply_new(c, len);
 	if (!rq->block)
 		return false;
 	rq->payload = reply_payload(rq->block);
-	if (!rx_take(c, reply_payload(rq->block), rq->len)) {
+	if (!rx_take(c, reply_payload(rq->block), len)) {
 		reply_free(c, rq->block);
 		return false;
 	}
@@ -303,6 +318,15 @@ static void refuse(struct request *rq, uint32_t error)
 	reply_status(rq, error);
 }
 
+/* The same, for one whose payload is still to come. */
+static bool refuse_payload(struct conn *c, struct request *rq, uint32_t error)
+{
+	if (!rx_take(c, NULL, (uint32_t)rq->len))
+		return false;
+	refuse(rq, error);
+	return true;
+}
+
 static bool take_write(struct conn *c, struct request *rq)
 {
 	uint32_t error = request_check(rq);
@@ -310,24 +334,76 @@ static bool take_write(struct conn *c, struct request *rq)
 	if (rq->len > NBD_REQUEST_MAX)
 		return false;		/* no telling what follows: the stream is lost */
 	c->rx_short = rq->len > RX_INLINE_MAX;
-	if (error) {
-		if (!rx_take(c, NULL, rq->len))
-			return false;
-		refuse(rq, error);
-		return true;
-	}
+	if (error)
+		return refuse_payload(c, rq, error);
 	if (rq->len > REQUEST_PIECE)
 		return write_in_pieces(c, rq);
 	if (rq->len > RX_INLINE_MAX)
 		return write_from_block(c, rq);
-	if (!rx_need(c, rq->len))
+	if (!rx_need(c, (uint32_t)rq->len))
 		return false;
 	conn_wait_room(c, NULL, 0);
 	rq->payload = c->rx->data + c->rx_start;
 	rq->rx = c->rx;
 	rq->rx->refs++;
-	c->rx_start += rq->len;
+	c->rx_start += (uint32_t)rq->len;
 	dispatch(c, rq);
+	return true;
+}
+
+/* A command without payload. */
+static void take_plain(struct conn *c, struct request *rq)
+{
+	uint32_t error = request_check(rq);
+
+	if (error) {
+		refuse(rq, error);
+		return;
+	}
+	conn_wait_room(c, NULL,
+		       rq->type == NBD_CMD_READ ? (uint32_t)min_u64(rq->len, REQUEST_PIECE) : 0);
+	dispatch(c, rq);
+}
+
+/* BLOCK_STATUS that names the contexts it wants: 64 bits of length, then their ids. */
+static bool take_status(struct conn *c, struct request *rq)
+{
+	uint32_t len = (uint32_t)rq->len;
+	bool good;
+
+	if (len < 8 || (len - 8) % 4 || (len - 8) / 4 > c->a.n_contexts)
+		return refuse_payload(c, rq, NBD_EINVAL);
+	if (!rx_need(c, len))
+		return false;
+	good = request_parse_contexts(rq, c->rx->data + c->rx_start, len);
+	c->rx_start += len;
+	if (good)
+		take_plain(c, rq);
+	else
+		refuse(rq, NBD_EINVAL);
+	return true;
+}
+
+/* With extended headers it is the flag that says whether a payload follows: it is
+ * taken in any case, and refused where the command has none. */
+static bool take_extended(struct conn *c, struct request *rq)
+{
+	bool payload = rq->flags & NBD_CMD_FLAG_PAYLOAD_LEN;
+
+	rq->flags &= (uint16_t)~NBD_CMD_FLAG_PAYLOAD_LEN;
+	if (payload && rq->type == NBD_CMD_WRITE)
+		return take_write(c, rq);
+	c->rx_short = false;
+	if (payload && rq->len > NBD_REQUEST_MAX)
+		return false;
+	if (payload && rq->type == NBD_CMD_BLOCK_STATUS)
+		return take_status(c, rq);
+	if (payload)
+		return refuse_payload(c, rq, NBD_EINVAL);
+	if (rq->type == NBD_CMD_WRITE)
+		refuse(rq, NBD_EINVAL);
+	else
+		take_plain(c, rq);
 	return true;
 }
 
@@ -335,30 +411,15 @@ static bool take_write(struct conn *c, struct request *rq)
 static bool take_request(struct conn *c)
 {
 	struct request rq;
-	uint32_t error;
 
-	if (!rx_need(c, NBD_REQUEST_SIZE))
+	if (!parse(c, &rq) || rq.type == NBD_CMD_DISC)
 		return false;
-	if (get_be32(c->rx->data + c->rx_start) != NBD_REQUEST_MAGIC) {
-		log_info("connection dropped reason='bad request magic' export='%s'", c->export->name);
-		return false;
-	}
-	parse(c, &rq);
-	c->rx_start += NBD_REQUEST_SIZE;
-	c->rx_requests++;
-	if (rq.type == NBD_CMD_DISC)
-		return false;
+	if (c->a.extended)
+		return take_extended(c, &rq);
 	if (rq.type == NBD_CMD_WRITE)
 		return take_write(c, &rq);
 	c->rx_short = false;
-	error = request_check(&rq);
-	if (error) {
-		refuse(&rq, error);
-		return true;
-	}
-	conn_wait_room(c, NULL,
-		       rq.type == NBD_CMD_READ ? (uint32_t)min_u64(rq.len, REQUEST_PIECE) : 0);
-	dispatch(c, &rq);
+	take_plain(c, &rq);
 	return true;
 }
 

@@ -4,6 +4,7 @@
  * conn.c        its life, and what arrives (the reader coroutine)
  * request.c     validation and service of one request (a coroutine each)
  * request-read.c  reads: small, from the page cache without a copy, in pieces
+ * request-range.c  CACHE, TRIM and WRITE_ZEROES: as long as the disk, in pieces
  * block-status.c  BLOCK_STATUS
  * reply.c       what leaves: blocks, the queue, the sender coroutine
  *
@@ -39,7 +40,7 @@
 #define TX_EARLY 8			/* replies that leave before the turn ends: the peer goes to work */
 #define READ_NOCOPY_MIN (32u << 10)	/* shortest read sent straight from the page cache */
 #define READ_HOLES_MIN (64u << 10)	/* shortest read that is searched for holes */
-#define REPLY_HEAD_MAX (NBD_STRUCTURED_CHUNK_SIZE + 12)	/* an OFFSET_HOLE chunk, whole */
+#define REPLY_HEAD_MAX (NBD_EXTENDED_CHUNK_SIZE + 12)	/* an OFFSET_HOLE chunk, whole */
 
 /* What receives fill.  Writes that are still in flight hold a reference to the
  * buffer that their payload lies in. */
@@ -98,8 +99,8 @@ struct request {
 	struct conn *conn;
 	uint16_t type, flags;
 	uint64_t cookie;		/* as on the wire */
-	uint64_t off;
-	uint32_t len;
+	uint64_t off, len;
+	uint64_t contexts;		/* BLOCK_STATUS: which of conn->a.contexts; bit i is the i-th */
 	const uint8_t *payload;		/* WRITE */
 	struct rxbuf *rx;		/* holds the payload, or … */
 	struct reply *block;		/* … does, from the pool of replies; both may be NULL */
@@ -113,6 +114,8 @@ void request_run(void *arg);
 /* Before a request holds BYTES more: waits for room, outside the gate.  What its
  * caller holds meanwhile is queued: sending frees it.  STREAM as in conn_wait_room(). */
 void request_wait_room(struct request *rq, const struct reply *stream, uint32_t bytes);
+/* Between two pieces of a long request: out of the gate, and others run. */
+void request_breathe(struct request *rq);
 uint32_t nbd_error(int rc);		/* NBD's number for an -errno */
 
 /* The gate of the export's node, as clients' requests pass it: the node may become
@@ -134,7 +137,13 @@ static inline void conn_leave(struct conn *c)
 
 /* request-read.c: serves and replies; what was replied as an error. */
 int request_read(struct request *rq);
-/* block-status.c */
+/* request-range.c: 0 or -errno. */
+int request_cache(struct request *rq);
+int request_trim(struct request *rq);
+int request_zeroes(struct request *rq);
+/* block-status.c.  Takes RQ's length and contexts out of a payload of LEN bytes, at
+ * least 8; false when an id is unknown or comes twice. */
+bool request_parse_contexts(struct request *rq, const uint8_t *p, uint32_t len);
 void request_block_status(struct request *rq);
 
 /* reply.c.  A block with room for LEN bytes of payload behind the header. */
@@ -142,7 +151,7 @@ struct reply *reply_new(struct conn *c, uint32_t len);
 uint8_t *reply_payload(struct reply *r);
 /* Sets the header for LEN bytes of payload to come (any kind) … */
 void reply_head_simple(struct reply *r, uint64_t cookie, uint32_t error, uint32_t len);
-void reply_head_chunk(struct reply *r, uint64_t cookie, uint16_t flags, uint16_t type,
+void reply_head_chunk(const struct request *rq, struct reply *r, uint16_t flags, uint16_t type,
 		      uint32_t chunk_len, const void *extra, uint32_t extra_len, uint32_t len);
 /* … and hands it to the sender. */
 void reply_queue(struct conn *c, struct reply *r);

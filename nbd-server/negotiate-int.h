@@ -33,7 +33,8 @@ struct handshake {
 	/* What the client has negotiated so far.  Everything here, and the bytes in
 	 * IN, was sent in the clear, perhaps by somebody in the middle: STARTTLS must
 	 * forget all of it (HAZARDS.md 1; handshake_forget). */
-	bool structured;
+	bool structured;		/* chunks are replied: STRUCTURED_REPLY or … */
+	bool extended;			/* … EXTENDED_HEADERS */
 	uint64_t contexts_of;		/* serial of the export they were selected on; 0: none */
 	uint16_t contexts[CONTEXTS_MAX];
 	unsigned n_contexts;
@@ -89,6 +90,7 @@ int negotiate_abort(struct handshake *h);
 int negotiate_list(struct handshake *h);
 int negotiate_info(struct handshake *h);	/* INFO and GO */
 int negotiate_structured(struct handshake *h);
+int negotiate_extended(struct handshake *h);
 
 /* meta-query.c: LIST_META_CONTEXT and SET_META_CONTEXT. */
 int negotiate_meta(struct handshake *h);

@@ -23,6 +23,8 @@ int negotiate_export_name(struct handshake *h)
 
 	if (h->len > NBD_STRING_MAX)
 		return -EMSGSIZE;
+	if (h->extended)
+		return -EPROTO;		/* specification: a client MUST NOT use both */
 	e = export_find_name((const char *)h->data, h->len);
 	if (!e)
 		return -ENOENT;
@@ -175,9 +177,25 @@ int negotiate_structured(struct handshake *h)
 	if (h->len)
 		return handshake_refuse(h, NBD_REP_ERR_INVALID,
 					"option STRUCTURED_REPLY has no payload");
+	if (h->extended)
+		return handshake_refuse(h, NBD_REP_ERR_EXT_HEADER_REQD,
+					"extended headers already negotiated");
 	if (h->structured)
 		return handshake_refuse(h, NBD_REP_ERR_INVALID,
 					"structured reply already negotiated");
 	h->structured = true;
+	return handshake_reply(h, NBD_REP_ACK, NULL, 0);
+}
+
+/* Contexts that were selected before stay: none of them needs 64 bits. */
+int negotiate_extended(struct handshake *h)
+{
+	if (h->len)
+		return handshake_refuse(h, NBD_REP_ERR_INVALID,
+					"option EXTENDED_HEADERS has no payload");
+	if (h->extended)
+		return handshake_refuse(h, NBD_REP_ERR_INVALID,
+					"extended headers already negotiated");
+	h->structured = h->extended = true;
 	return handshake_reply(h, NBD_REP_ACK, NULL, 0);
 }

@@ -178,14 +178,20 @@ struct export *handshake_export(struct handshake *h, const char *name, uint32_t 
 
 uint16_t handshake_flags(const struct handshake *h, const struct export *e)
 {
-	return h->structured ? e->flags : e->flags & ~NBD_FLAG_SEND_DF;
+	uint16_t flags = h->structured ? e->flags : e->flags & ~NBD_FLAG_SEND_DF;
+
+	/* A filter of contexts is of use to who selected some, or may still do it. */
+	if (h->extended && (h->option == NBD_OPT_INFO ||
+			    (h->contexts_of == e->serial && h->n_contexts)))
+		flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
+	return flags;
 }
 
 /* For the day STARTTLS is answered: after it the client starts anew, and bytes
  * that were received in the clear behind the option end the connection. */
 static void handshake_forget(struct handshake *h)
 {
-	h->structured = false;
+	h->structured = h->extended = false;
 	h->contexts_of = 0;
 	h->n_contexts = 0;
 }
@@ -207,6 +213,7 @@ int handshake_agree(struct handshake *h, uint64_t serial)
 	}
 	a->early_len = early;
 	a->structured = h->structured;
+	a->extended = h->extended;
 	/* Contexts that were selected on another export are not in force. */
 	a->n_contexts = h->contexts_of == serial ? h->n_contexts : 0;
 	memcpy(a->contexts, h->contexts, a->n_contexts * sizeof(a->contexts[0]));
@@ -278,6 +285,8 @@ static int negotiate_serve(struct handshake *h)
 		return negotiate_info(h);
 	case NBD_OPT_STRUCTURED_REPLY:
 		return negotiate_structured(h);
+	case NBD_OPT_EXTENDED_HEADERS:
+		return negotiate_extended(h);
 	case NBD_OPT_LIST_META_CONTEXT:
 	case NBD_OPT_SET_META_CONTEXT:
 		return negotiate_meta(h);

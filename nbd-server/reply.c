@@ -129,22 +129,39 @@ void reply_head_simple(struct reply *r, uint64_t cookie, uint32_t error, uint32_
 	r->iov = (struct iovec){ .iov_base = h, .iov_len = NBD_SIMPLE_REPLY_SIZE + len };
 }
 
-void reply_head_chunk(struct reply *r, uint64_t cookie, uint16_t flags, uint16_t type,
-		      uint32_t chunk_len, const void *extra, uint32_t extra_len, uint32_t len)
+static uint32_t chunk_head_size(const struct request *rq)
 {
-	char *h = reply_bytes(r) - extra_len - NBD_STRUCTURED_CHUNK_SIZE;
+	return rq->conn->a.extended ? NBD_EXTENDED_CHUNK_SIZE : NBD_STRUCTURED_CHUNK_SIZE;
+}
 
-	assert(NBD_STRUCTURED_CHUNK_SIZE + extra_len <= REPLY_HEAD_MAX);
-	put_be32(h, NBD_STRUCTURED_REPLY_MAGIC);
+/* Specification: "Structured reply chunk message", "Extended reply chunk message". */
+static void put_chunk_head(const struct request *rq, char *h, uint16_t flags, uint16_t type,
+			   uint32_t len)
+{
 	put_be16(h + 4, flags);
 	put_be16(h + 6, type);
-	memcpy(h + 8, &cookie, 8);
-	put_be32(h + 16, chunk_len);
+	memcpy(h + 8, &rq->cookie, 8);
+	if (!rq->conn->a.extended) {
+		put_be32(h, NBD_STRUCTURED_REPLY_MAGIC);
+		put_be32(h + 16, len);
+		return;
+	}
+	put_be32(h, NBD_EXTENDED_REPLY_MAGIC);
+	put_be64(h + 16, rq->off);
+	put_be64(h + 24, len);
+}
+
+void reply_head_chunk(const struct request *rq, struct reply *r, uint16_t flags, uint16_t type,
+		      uint32_t chunk_len, const void *extra, uint32_t extra_len, uint32_t len)
+{
+	uint32_t head = chunk_head_size(rq);
+	char *h = reply_bytes(r) - extra_len - head;
+
+	assert(head + extra_len <= REPLY_HEAD_MAX);
+	put_chunk_head(rq, h, flags, type, chunk_len);
 	if (extra_len)
-		memcpy(h + NBD_STRUCTURED_CHUNK_SIZE, extra, extra_len);
-	r->iov = (struct iovec){
-		.iov_base = h, .iov_len = NBD_STRUCTURED_CHUNK_SIZE + extra_len + len,
-	};
+		memcpy(h + head, extra, extra_len);
+	r->iov = (struct iovec){ .iov_base = h, .iov_len = head + extra_len + len };
 }
 
 /* -- the queue -------------------------------------------------------------- */
@@ -203,8 +220,8 @@ bool conn_tx_idle(const struct conn *c)
 	return !c->sending && !c->tx && !c->tx_hook.queued;
 }
 
-/* The last queued reply when it is a small block with room for one more header. */
-static struct reply *tx_tail_with_room(struct conn *c)
+/* The last queued reply when it is a small block with room for SIZE bytes more. */
+static struct reply *tx_tail_with_room(struct conn *c, uint32_t size)
 {
 	struct reply *r;
 	char *end;
@@ -215,12 +232,12 @@ static struct reply *tx_tail_with_room(struct conn *c)
 	if (r->class || r->kind != REPLY_DATA)
 		return NULL;
 	end = (char *)r->iov.iov_base + r->iov.iov_len;
-	return (char *)r + SMALL_BLOCK - end >= NBD_SIMPLE_REPLY_SIZE ? r : NULL;
+	return (char *)r + SMALL_BLOCK - end >= size ? r : NULL;
 }
 
 static void reply_simple_status(struct conn *c, uint64_t cookie, uint32_t error)
 {
-	struct reply *r = tx_tail_with_room(c);
+	struct reply *r = tx_tail_with_room(c, NBD_SIMPLE_REPLY_SIZE);
 	char *h;
 
 	if (!r) {
@@ -241,8 +258,29 @@ static void reply_simple_status(struct conn *c, uint64_t cookie, uint32_t error)
 	tx_one_more(c);
 }
 
+/* Extended headers know no simple reply: success is a chunk without a payload. */
+static void reply_extended_success(struct conn *c, const struct request *rq)
+{
+	struct reply *r = tx_tail_with_room(c, NBD_EXTENDED_CHUNK_SIZE);
+
+	if (r) {
+		put_chunk_head(rq, (char *)r->iov.iov_base + r->iov.iov_len, NBD_REPLY_FLAG_DONE,
+			       NBD_REPLY_NONE, 0);
+		r->iov.iov_len += NBD_EXTENDED_CHUNK_SIZE;
+		tx_one_more(c);
+		return;
+	}
+	r = reply_new(c, 0);
+	if (!r) {
+		conn_kill(c);
+		return;
+	}
+	reply_head_chunk(rq, r, NBD_REPLY_FLAG_DONE, NBD_REPLY_NONE, 0, NULL, 0, 0);
+	reply_queue(c, r);
+}
+
 /* Specification: "NBD_REPLY_TYPE_ERROR": error, length of a text, the text. */
-static void reply_structured_error(struct conn *c, uint64_t cookie, uint32_t error)
+static void reply_structured_error(struct conn *c, const struct request *rq, uint32_t error)
 {
 	struct reply *r = reply_new(c, 0);
 	uint8_t body[6];
@@ -253,7 +291,7 @@ static void reply_structured_error(struct conn *c, uint64_t cookie, uint32_t err
 	}
 	put_be32(body, error);
 	put_be16(body + 4, 0);
-	reply_head_chunk(r, cookie, NBD_REPLY_FLAG_DONE, NBD_REPLY_ERROR, sizeof(body), body,
+	reply_head_chunk(rq, r, NBD_REPLY_FLAG_DONE, NBD_REPLY_ERROR, sizeof(body), body,
 			 sizeof(body), 0);
 	reply_queue(c, r);
 }
@@ -265,7 +303,9 @@ void reply_status(struct request *rq, uint32_t error)
 	if (c->dead)
 		return;
 	if (error && c->a.structured)
-		reply_structured_error(c, rq->cookie, error);
+		reply_structured_error(c, rq, error);
+	else if (c->a.extended)
+		reply_extended_success(c, rq);
 	else
 		reply_simple_status(c, rq->cookie, error);
 }

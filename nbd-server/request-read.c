@@ -24,7 +24,7 @@ static void head_data(struct request *rq, struct reply *r, uint64_t off, uint32_
 		return;
 	}
 	put_be64(be_off, off);
-	reply_head_chunk(r, rq->cookie, last ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_OFFSET_DATA,
+	reply_head_chunk(rq, r, last ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_OFFSET_DATA,
 			 len + 8, be_off, 8, len);
 }
 
@@ -133,7 +133,7 @@ static int read_hole(struct request *rq, uint64_t off, uint32_t len, bool last)
 		return -ENOMEM;
 	put_be64(hole, off);
 	put_be32(hole + 8, len);
-	reply_head_chunk(r, rq->cookie, last ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_OFFSET_HOLE,
+	reply_head_chunk(rq, r, last ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_OFFSET_HOLE,
 			 sizeof(hole), hole, sizeof(hole), 0);
 	reply_queue(rq->conn, r);
 	return 0;
@@ -173,7 +173,7 @@ static int read_nothing(struct request *rq)
 	if (!r)
 		return -ENOMEM;
 	if (rq->conn->a.structured)
-		reply_head_chunk(r, rq->cookie, NBD_REPLY_FLAG_DONE, NBD_REPLY_NONE, 0, NULL, 0, 0);
+		reply_head_chunk(rq, r, NBD_REPLY_FLAG_DONE, NBD_REPLY_NONE, 0, NULL, 0, 0);
 	else
 		reply_head_simple(r, rq->cookie, 0, 0);
 	reply_queue(rq->conn, r);
@@ -190,7 +190,7 @@ int request_read(struct request *rq)
 		 rq->len >= READ_HOLES_MIN)
 		rc = read_with_holes(rq);
 	else
-		rc = read_data(rq, rq->off, rq->len, true);
+		rc = read_data(rq, rq->off, (uint32_t)rq->len, true);
 	if (rc)
 		reply_status(rq, nbd_error(rc));
 	return rc;

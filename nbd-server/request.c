@@ -7,8 +7,6 @@
 
 #include "common/checked.h"
 
-#define CACHE_PIECE (1u << 20)	/* bytes read at a time to fill the page cache */
-
 uint32_t nbd_error(int rc)
 {
 	switch (-rc) {
@@ -71,53 +69,16 @@ uint32_t request_check(const struct request *rq)
 		return NBD_EPERM;
 	if (rq->type == NBD_CMD_FLUSH)
 		return NBD_OK;
-	if ((rq->type == NBD_CMD_READ || rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_CACHE) &&
-	    rq->len > NBD_REQUEST_MAX)
-		return NBD_EINVAL;
-	if (!checked_range(rq->off, rq->len, e->size))
+	/* The disk may have another size by now than the client was told. */
+	if (!checked_range(rq->off, rq->len, c->node->size))
 		return is_write(rq->type) && rq->type != NBD_CMD_TRIM ? NBD_ENOSPC : NBD_EINVAL;
 	if ((rq->off | rq->len) & (e->block_min - 1))
 		return NBD_EINVAL;
+	if (rq->type == NBD_CMD_READ && rq->len > NBD_REQUEST_MAX)
+		return c->a.extended ? NBD_EOVERFLOW : NBD_EINVAL;
 	if (rq->type == NBD_CMD_BLOCK_STATUS && (!rq->len || !c->a.n_contexts))
 		return NBD_EINVAL;
 	return NBD_OK;
-}
-
-static int serve_cache(struct request *rq)
-{
-	uint64_t off = rq->off, end = rq->off + rq->len;
-	struct conn *c = rq->conn;
-	struct reply *block;
-	int rc = 0;
-
-	request_wait_room(rq, NULL, CACHE_PIECE);
-	block = reply_new(c, CACHE_PIECE);
-	if (!block)
-		return -ENOMEM;
-	while (off < end && !rc && !c->dead) {
-		size_t now = (size_t)min_u64(end - off, CACHE_PIECE);
-
-		rc = node_read(c->node, reply_payload(block), off, now);
-		off += now;
-	}
-	reply_free(c, block);
-	return rc;
-}
-
-static int serve_trim(struct request *rq)
-{
-	int rc = node_discard(rq->conn->node, rq->off, rq->len);
-
-	return !rc && (rq->flags & NBD_CMD_FLAG_FUA) ? node_flush(rq->conn->node) : rc;
-}
-
-static int serve_zeroes(struct request *rq)
-{
-	unsigned flags = (rq->flags & NBD_CMD_FLAG_FUA ? NODE_FUA : 0) |
-			 (rq->flags & NBD_CMD_FLAG_NO_HOLE ? 0 : NODE_MAY_UNMAP) |
-			 (rq->flags & NBD_CMD_FLAG_FAST_ZERO ? NODE_NO_FALLBACK : 0);
-
-	return node_zero(rq->conn->node, rq->off, rq->len, flags);
 }
 
 /* Commands that are answered with a status alone. */
@@ -127,16 +88,16 @@ static int serve(struct request *rq)
 
 	switch (rq->type) {
 	case NBD_CMD_WRITE:
-		return node_write(n, rq->payload, rq->off, rq->len,
+		return node_write(n, rq->payload, rq->off, (size_t)rq->len,
 				  rq->flags & NBD_CMD_FLAG_FUA ? NODE_FUA : 0);
 	case NBD_CMD_FLUSH:
 		return node_flush(n);
 	case NBD_CMD_TRIM:
-		return serve_trim(rq);
+		return request_trim(rq);
 	case NBD_CMD_CACHE:
-		return serve_cache(rq);
+		return request_cache(rq);
 	case NBD_CMD_WRITE_ZEROES:
-		return serve_zeroes(rq);
+		return request_zeroes(rq);
 	default:
 		return -EINVAL;
 	}
@@ -151,6 +112,13 @@ void request_wait_room(struct request *rq, const struct reply *stream, uint32_t 
 	conn_leave(c);
 	conn_wait_room(c, stream, bytes);
 	conn_enter(c);
+}
+
+void request_breathe(struct request *rq)
+{
+	gate_leave(&rq->conn->node->gate);
+	co_yield();
+	gate_enter(&rq->conn->node->gate);
 }
 
 static void request_done(struct request *rq)

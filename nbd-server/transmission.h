@@ -23,7 +23,8 @@ struct agreement {
 	struct stream stream;		/* owned */
 	struct export *export;		/* one reference, given back when the connection ends */
 	struct listener *listener;	/* told when it ends (listener_connection_ended) */
-	bool structured;		/* NBD_OPT_STRUCTURED_REPLY */
+	bool structured;		/* NBD_OPT_STRUCTURED_REPLY, or … */
+	bool extended;			/* … NBD_OPT_EXTENDED_HEADERS */
 	uint16_t contexts[CONTEXTS_MAX];	/* selected: indices into export->contexts */
 	unsigned n_contexts;
 	/* Bytes that were received behind the last option: the first requests. */

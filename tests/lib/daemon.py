@@ -186,9 +186,9 @@ class Daemon:
         self.clients.append(c)
         return c
 
-    def enter(self, name="disk", contexts=(), structured=True):
+    def enter(self, name="disk", contexts=(), structured=True, extended=False):
         """A raw NBD connection in transmission."""
-        return self.connect().enter(name, contexts, structured)
+        return self.connect().enter(name, contexts, structured, extended)
 
     @property
     def qmp(self):

@@ -61,6 +61,15 @@ class Answer:
                 words = struct.unpack(f">{len(c.data) // 4}I", c.data)
                 assert words[0] not in out, "two chunks for one context"
                 out[words[0]] = list(zip(words[1::2], words[2::2]))
+            elif c.kind == CHUNK_STATUS_EXT:
+                context, count = struct.unpack(">II", c.data[:8])
+                if not count or len(c.data) != 8 + 16 * count:
+                    raise ProtocolError(f"{count} extents in {len(c.data)} bytes")
+                words = struct.unpack(f">{2 * count}Q", c.data[8:])
+                assert context not in out, "two chunks for one context"
+                if any(w >> 32 for w in words[1::2]):
+                    raise ProtocolError("status flags above 32 bits")
+                out[context] = list(zip(words[0::2], words[1::2]))
         return out
 
     def pieces(self):
@@ -97,11 +106,11 @@ class Conn:
         self.sock.settimeout(timeout)
         self.sock.connect(address)
         self.buffer = bytearray()
-        self.waiting = {}               # cookie -> (command, length, Answer), sent and not yet fully answered
+        self.waiting = {}               # cookie -> (command, length, Answer, offset), sent, not yet fully answered
         self.done = {}                  # cookie -> Answer, answered and not yet asked for
         self.order = []                 # cookies in the order in which their answers ended
         self.next_cookie = 0x1000
-        self.structured = False
+        self.structured = self.extended = False
         self.no_zeroes = False
         self.size = self.flags = None
         self.contexts = {}              # context name -> id
@@ -207,6 +216,10 @@ class Conn:
         self.must(OPT_STRUCTURED_REPLY)
         self.structured = True
 
+    def negotiate_extended(self):
+        self.must(OPT_EXTENDED_HEADERS)
+        self.structured = self.extended = True
+
     def meta(self, option, export, queries):
         """LIST or SET_META_CONTEXT; returns {name: id} and remembers it after SET."""
         out = {}
@@ -243,10 +256,12 @@ class Conn:
         if not self.no_zeroes and self.recv(124) != bytes(124):
             raise ProtocolError("the 124 zeroes")
 
-    def enter(self, name, contexts=(), structured=True):
+    def enter(self, name, contexts=(), structured=True, extended=False):
         """The whole handshake, in one go."""
         self.greet()
-        if structured:
+        if extended:
+            self.negotiate_extended()
+        elif structured:
             self.negotiate_structured()
         if contexts:
             got = self.meta(OPT_SET_META, name, contexts)
@@ -256,28 +271,35 @@ class Conn:
 
     # --- transmission
 
-    def pack(self, cmd, offset=0, length=0, flags=0, data=b"", cookie=None, magic=REQUEST_MAGIC):
-        """The bytes of a request, whose answer is then expected."""
+    def pack(self, cmd, offset=0, length=0, flags=0, data=b"", cookie=None, magic=None):
+        """The bytes of a request, whose answer is then expected.  With extended headers a payload needs its flag."""
         if cookie is None:
             cookie = self.next_cookie
             self.next_cookie += 1
         self.last_cookie = cookie
-        self.waiting[cookie] = (cmd, length, Answer())
+        self.waiting[cookie] = (cmd, length, Answer(), offset)
+        if self.extended:
+            return struct.pack(">IHHQQQ", magic or EXT_REQUEST_MAGIC, flags, cmd, cookie, offset, length) + data
+        magic = magic or REQUEST_MAGIC
         return struct.pack(">IHHQQI", magic, flags, cmd, cookie, offset, length) + data
 
     def start(self, cmd, offset=0, length=None, flags=0, data=b"", cookie=None):
         """Send a request and return its cookie; answer() waits for it."""
+        if self.extended and cmd == CMD_WRITE:
+            flags |= F_PAYLOAD_LEN
         self.pump(self.pack(cmd, offset, len(data) if length is None else length, flags, data, cookie))
         return self.last_cookie
 
     def chunk(self):
         """The next simple reply (its data taken along) or structured chunk."""
         magic, = struct.unpack(">I", self.recv(4))
+        if self.extended:
+            return self.extended_chunk(magic)
         if magic == SIMPLE_MAGIC:
             error, cookie = struct.unpack(">IQ", self.recv(12))
             if cookie not in self.waiting:
                 raise ProtocolError(f"reply to cookie {cookie:#x}, which is not waiting")
-            cmd, length, _ = self.waiting[cookie]
+            cmd, length, *_ = self.waiting[cookie]
             if self.structured and cmd == CMD_READ:
                 raise ProtocolError("simple reply to READ after structured replies were negotiated")
             data = self.recv(length) if cmd == CMD_READ and not error else b""
@@ -293,10 +315,25 @@ class Conn:
             raise ProtocolError(f"chunk for cookie {cookie:#x}, which is not waiting")
         return Chunk(cookie, kind, flags, self.recv(length))
 
+    def extended_chunk(self, magic):
+        """The rest of a reply with extended headers, which know one form only."""
+        if magic != EXT_CHUNK_MAGIC:
+            raise ProtocolError(f"reply magic {magic:#x} after extended headers were negotiated")
+        flags, kind, cookie, offset, length = struct.unpack(">HHQQQ", self.recv(28))
+        if length > MAX_REQUEST + 1024:
+            raise ProtocolError(f"chunk of {length} bytes")
+        if cookie not in self.waiting:
+            raise ProtocolError(f"chunk for cookie {cookie:#x}, which is not waiting")
+        if offset != self.waiting[cookie][3]:
+            raise ProtocolError(f"reply offset {offset:#x}, asked for {self.waiting[cookie][3]:#x}")
+        if kind == CHUNK_STATUS:
+            raise ProtocolError("32-bit block status after extended headers were negotiated")
+        return Chunk(cookie, kind, flags, self.recv(length))
+
     def take(self):
         """Read one chunk and file it; the cookie when that ended its request, else None."""
         c = self.chunk()
-        cmd, length, answer = self.waiting[c.cookie]
+        cmd, length, answer, _ = self.waiting[c.cookie]
         answer.chunks.append(c)
         if c.kind is None:
             answer.error = c.error
@@ -346,7 +383,7 @@ class Conn:
 
     def disconnect(self):
         """NBD_CMD_DISC: the server answers by closing, and by nothing else."""
-        self.send(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, CMD_DISC, 0, 0, 0))
+        self.send(self.pack(CMD_DISC))
         closed = self.closed_by_server()
         self.close()
         return closed

@@ -132,13 +132,13 @@ def test_write_of_the_largest_request(daemon, tmp):
     assert pattern.first_difference(path.read_bytes()[4096:4096 + MAX_REQUEST], data) is None
 
 
-@pytest.mark.parametrize("cmd", [CMD_READ, CMD_CACHE])
-def test_one_byte_more_than_the_largest_request(daemon, tmp, cmd):
+def test_one_byte_more_than_the_largest_request(daemon, tmp):
     path = tmp / "big.raw"
     path.write_bytes(b"")
     os.truncate(path, 40 << 20)
     c = daemon.serve(path, "raw").enter()
-    assert c.call(cmd, 0, MAX_REQUEST + 1).error in (EINVAL, EOVERFLOW)
+    assert c.call(CMD_READ, 0, MAX_REQUEST + 1).error in (EINVAL, EOVERFLOW)
+    assert c.call(CMD_CACHE, 0, MAX_REQUEST + 1).error in (0, EINVAL, EOVERFLOW)
     assert c.read(0, 512) == bytes(512)
 
 
