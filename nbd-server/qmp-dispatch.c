@@ -222,21 +222,39 @@ static int type_value(const struct qmp_arg *a, struct json_object *v, struct jso
 		      struct error *err)
 {
 	struct json_object *o = json_object_new_object();
+	const char *name = a->name ? a->name : "item";	/* elements of arrays have none */
 	uint64_t number = 0;
 	bool flag = false;
 	int rc = 0;
 
 	*out = NULL;
-	json_object_object_add(o, a->name, json_object_get(v));
+	json_object_object_add(o, name, json_object_get(v));
 	if (json_object_is_type(v, json_type_string) && a->type == QMP_BOOL) {
-		rc = opts_bool(o, a->name, &flag, err);
+		rc = opts_bool(o, name, &flag, err);
 		*out = rc ? NULL : json_object_new_boolean(flag);
 	} else if (json_object_is_type(v, json_type_string) &&
 		   (a->type == QMP_INT || a->type == QMP_UINT)) {
-		rc = opts_u64(o, a->name, &number, err);
+		rc = opts_u64(o, name, &number, err);
 		*out = rc ? NULL : json_object_new_uint64(number);
 	}
 	json_object_put(o);
+	return rc;
+}
+
+static int type_items(const struct qmp_arg *item, struct json_object *list, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < json_object_array_length(list) && !rc; i++) {
+		struct json_object *v = json_object_array_get_idx(list, i), *typed = NULL;
+
+		if (item->members && json_object_is_type(v, json_type_object))
+			rc = qmp_keyval_types(item->members, v, err);
+		else
+			rc = type_value(item, v, &typed, err);
+		if (typed)
+			json_object_array_put_idx(list, i, typed);
+	}
 	return rc;
 }
 
@@ -250,6 +268,8 @@ static int type_members(const struct qmp_arg *args, struct json_object *o, struc
 			continue;
 		if (a->members && json_object_is_type(v, json_type_object)) {
 			rc = qmp_keyval_types(a->members, v, err);
+		} else if (a->item && json_object_is_type(v, json_type_array)) {
+			rc = type_items(a->item, v, err);
 		} else {
 			rc = type_value(a, v, &typed, err);
 			if (typed)
