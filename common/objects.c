@@ -197,6 +197,11 @@ const struct object_class *object_class_of(const struct object *o)
 	return o->class;
 }
 
+void *object_data(const struct object *o)
+{
+	return o->data;
+}
+
 void object_each(void (*fn)(const char *id, const struct object_class *c, void *data, void *arg),
 		 void *arg)
 {

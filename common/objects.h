@@ -42,6 +42,7 @@ int object_del(const char *id, struct error *err);
 void *object_get(const char *id, const char *class, struct object **ref, struct error *err);
 void object_put(struct object *o);	/* NULL is fine */
 const struct object_class *object_class_of(const struct object *o);
+void *object_data(const struct object *o);
 
 /* Lists ids and class names, in the order made: FN per object, main loop. */
 void object_each(void (*fn)(const char *id, const struct object_class *c, void *data, void *arg),

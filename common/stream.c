@@ -57,6 +57,8 @@ void stream_shutdown(struct stream *s)
 
 void stream_close(struct stream *s)
 {
+	tls_free(s->tls, s->fd);
+	s->tls = NULL;
 	if (s->fd >= 0)
 		close(s->fd);
 	s->fd = -1;

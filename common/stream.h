@@ -15,10 +15,12 @@
 #include <sys/uio.h>
 
 #include "common/io.h"
+#include "common/tls.h"
 
 struct stream {
 	struct io *io;			/* of the loop that it belongs to */
 	int fd;				/* the connected socket; owned */
+	struct tls *tls;		/* owned; NULL: in the clear */
 };
 
 static inline void stream_init(struct stream *s, struct io *io, int fd)
@@ -34,18 +36,22 @@ static inline void stream_move(struct stream *s, struct io *io)
 /* Whether sendfile(2) into ->fd is the same as sending. */
 static inline bool stream_is_plain(const struct stream *s)
 {
-	return true;
+	return !s->tls;
 }
 
 /* Bytes, 0 at the end of the stream, -errno. */
 static inline ssize_t stream_recv(struct stream *s, void *buf, size_t len)
 {
+	if (__builtin_expect(s->tls != NULL, false))
+		return tls_recv(s, buf, len);
 	return io_recv(s->io, s->fd, buf, len);
 }
 
 /* Bytes taken (may be fewer), -errno; MORE: another send follows at once. */
 static inline ssize_t stream_send(struct stream *s, const struct iovec *iov, int n, bool more)
 {
+	if (__builtin_expect(s->tls != NULL, false))
+		return tls_send(s, iov, n);
 	return io_send(s->io, s->fd, iov, n, more);
 }
 

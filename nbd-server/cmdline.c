@@ -144,10 +144,11 @@ const struct option_def cmdline_options[] = {
 	{ "nbd-server", 0, "addr.type=unix,addr.path=PATH,...",
 	  "listen for NBD clients (or addr.type=inet,addr.host=,addr.port=; or\n"
 	  "addr.type=fd,addr.str=; or addr.type=vsock,addr.cid=,addr.port=);\n"
-	  "max-connections=N, handshake-max-seconds=N;\n"
+	  "max-connections=N, handshake-max-seconds=N; tls-creds=ID, tls-authz=ID, tls=on;\n"
 	  "may be repeated", .run = nbd_server_start_keyval,
 	  .member = "nbd-servers", .list = true },
-	{ "object", 0, "CLASS,id=ID,...", "make an object, as QMP's object-add: secret",
+	{ "object", 0, "CLASS,id=ID,...", "make an object, as QMP's object-add: tls-creds-x509, tls-creds-psk,\n"
+	  "authz-list, authz-listfile, authz-simple, secret",
 	  .run = run_object, .implied = "qom-type", .member = "objects", .list = true,
 	  .private = true },
 	{ .help = "The process:" },

@@ -65,12 +65,16 @@ const struct qmp_arg args_flat_address[] = {
 	{ NULL },
 };
 
+const char *const tls_values[] = { "require", "on", NULL };
+
 static const struct qmp_arg args_nbd_server_flat[] = {
 	{ "addr", QMP_OBJECT, true, "where to listen: addr.type=unix,addr.path=...",
 	  .members = args_flat_address },
 	{ "handshake-max-seconds", QMP_UINT, false, "limit of a handshake, 0: none; default 10" },
-	{ "tls-creds", QMP_STR, false, "not supported yet" },
-	{ "tls-authz", QMP_STR, false, "not supported yet" },
+	{ "tls-creds", QMP_STR, false, "TLS with these credentials, an object's id" },
+	{ "tls-authz", QMP_STR, false, "clients that this object lets in, an authz object's id" },
+	{ "tls", QMP_STR, false, "require (the default with tls-creds) or on: clients may go without",
+	  .values = tls_values },
 	{ "max-connections", QMP_UINT, false, "clients at a time, 0: any number; default 100" },
 	{ NULL },
 };
@@ -118,13 +122,14 @@ static int take_limit(struct json_object *args, const char *name, unsigned *out,
 static int nbd_server_start(struct json_object *args, struct error *err)
 {
 	struct listener_options o = { DEFAULT_CONNECTIONS, DEFAULT_HANDSHAKE };
+	const char *tls = qmp_str(args, "tls");
 	int rc;
 
-	for (const char *const *p = (const char *const[]){ "tls-creds", "tls-authz", NULL }; *p;
-	     p++) {
-		if (qmp_str(args, *p))
-			return error_set(err, -ENOTSUP, "Parameter '%s' is not supported yet", *p);
-	}
+	o.tls_creds = qmp_str(args, "tls-creds");
+	o.tls_authz = qmp_str(args, "tls-authz");
+	o.tls_optional = tls && !strcmp(tls, "on");
+	if (tls && !o.tls_creds)
+		return error_set(err, -EINVAL, "tls=%s needs tls-creds", tls);
 	rc = take_limit(args, "max-connections", &o.max_connections, err);
 	if (!rc)
 		rc = take_limit(args, "handshake-max-seconds", &o.handshake_max_seconds, err);

@@ -68,8 +68,10 @@ static const struct qmp_arg args_address[] = {
 const struct qmp_arg args_nbd_server_start[] = {
 	{ "addr", QMP_OBJECT, true, "where to listen", .members = args_address },
 	{ "handshake-max-seconds", QMP_UINT, false, "limit of a handshake, 0: none; default 10" },
-	{ "tls-creds", QMP_STR, false, "not supported yet" },
-	{ "tls-authz", QMP_STR, false, "not supported yet" },
+	{ "tls-creds", QMP_STR, false, "TLS with these credentials, an object's id" },
+	{ "tls-authz", QMP_STR, false, "clients that this object lets in, an authz object's id" },
+	{ "tls", QMP_STR, false, "require (the default with tls-creds) or on: clients may go without",
+	  .values = tls_values },
 	{ "max-connections", QMP_UINT, false, "clients at a time, 0: any number; default 100" },
 	{ NULL },
 };

@@ -59,6 +59,7 @@ extern const struct qmp_arg args_bitmap_add[];
 extern const struct qmp_arg args_bitmap_merge[];
 extern const struct qmp_arg args_object_add[];
 extern const struct qmp_arg args_object_del[];
+extern const char *const tls_values[];
 extern const struct qmp_arg args_nothing[];
 extern const struct qmp_arg args_blockstats[];
 extern const struct qmp_arg args_qom_list[];

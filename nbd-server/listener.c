@@ -26,6 +26,7 @@
 #include "nbd-server/daemon.h"
 #include "nbd-server/export.h"
 #include "nbd-server/negotiate.h"
+#include "nbd-server/tls-policy.h"
 
 #define SECOND 1000000000ull		/* ns */
 #define ACCEPT_PAUSE (SECOND / 10)	/* after an error such as EMFILE */
@@ -33,7 +34,8 @@
 struct listener {
 	struct listener *next;
 	struct address address;
-	struct listener_options options;
+	struct listener_options options;	/* its strings are NULL: TLS has what they named */
+	struct tls_policy tls;
 	unsigned connections;		/* handshakes and transmissions */
 	unsigned acceptors;		/* coroutines that accept */
 	bool stopping;
@@ -124,6 +126,7 @@ static void client_start(struct listener *l, int fd)
 	c->listener = l;
 	stream_init(&c->agreement.stream, loop_io(loop_self()), fd);
 	c->agreement.listener = l;
+	c->agreement.tls = &l->tls;
 	c->next = l->handshakes;
 	l->handshakes = c;
 	l->connections++;
@@ -229,6 +232,7 @@ static void listener_free(struct listener *l)
 	while (l->connections || l->acceptors)
 		co_queue_wait(&l->idle);
 	address_clear(&l->address);
+	tls_policy_clear(&l->tls);
 	free(l);
 }
 
@@ -249,9 +253,13 @@ int listener_start(struct json_object *addr, const struct listener_options *o, s
 		return error_set(err, -ENOMEM, "Out of memory");
 	}
 	l->options = *o;
-	rc = address_listen(copy, &l->address, err);
+	l->options.tls_creds = l->options.tls_authz = NULL;
+	rc = tls_policy_make(o, &l->tls, err);
+	if (!rc)
+		rc = address_listen(copy, &l->address, err);
 	json_object_put(copy);
 	if (rc) {
+		tls_policy_clear(&l->tls);
 		free(l);
 		return rc;
 	}
@@ -288,7 +296,7 @@ int listener_stop_all(struct error *err)
 	return 0;
 }
 
-static char *inet_uri(const struct address *a, const char *export_name)
+static char *inet_uri(const struct address *a, bool tls, const char *export_name)
 {
 	const char *host = a->path;
 	char *uri = NULL;
@@ -296,7 +304,7 @@ static char *inet_uri(const struct address *a, const char *export_name)
 	/* "Every address" is no place to connect to; this machine is. */
 	if (!*host || !strcmp(host, "0.0.0.0") || !strcmp(host, "::"))
 		host = "localhost";
-	return uri_build_tcp(false, host, a->port, export_name, &uri, NULL) ? NULL : uri;
+	return uri_build_tcp(tls, host, a->port, export_name, &uri, NULL) ? NULL : uri;
 }
 
 char *listener_uri(struct listener *l, const char *export_name)
@@ -308,8 +316,8 @@ char *listener_uri(struct listener *l, const char *export_name)
 	if (!l || l->address.abstract)
 		return NULL;
 	if (l->address.type == ADDRESS_INET)
-		return inet_uri(&l->address, export_name);
+		return inet_uri(&l->address, l->tls.creds, export_name);
 	if (l->address.type != ADDRESS_UNIX)
 		return NULL;
-	return uri_build_unix(false, l->address.path, export_name, &uri, NULL) ? NULL : uri;
+	return uri_build_unix(l->tls.creds, l->address.path, export_name, &uri, NULL) ? NULL : uri;
 }

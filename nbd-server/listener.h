@@ -18,6 +18,9 @@ struct listener;
 struct listener_options {
 	unsigned max_connections;	/* 0: no limit of its own; QEMU's default is 100 */
 	unsigned handshake_max_seconds;	/* 0: no limit; QEMU's default is 10 */
+	const char *tls_creds;		/* object's id; NULL: no TLS */
+	const char *tls_authz;		/* object's id, with tls_creds only; NULL: no further check */
+	bool tls_optional;		/* clients may go without */
 };
 
 /* Listens on ADDR, QEMU's flat SocketAddress ({"type":"unix","path":…}, "inet"

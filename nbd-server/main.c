@@ -17,11 +17,13 @@
 #include <unistd.h>
 
 #include "bitmaps/bitmap.h"
+#include "common/authz.h"
 #include "common/log.h"
 #include "common/loop.h"
 #include "nbd-server/activation.h"
 #include "common/objects.h"
 #include "common/secret.h"
+#include "common/tls-creds.h"
 #include "nbd-server/cmdline.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/daemon.h"
@@ -161,6 +163,11 @@ static int prepare(struct error *err)
 /* What --object and object-add can make. */
 static void register_classes(void)
 {
+	object_class_register(&authz_listfile_class);
+	object_class_register(&authz_list_class);
+	object_class_register(&authz_simple_class);
+	object_class_register(&tls_creds_psk_class);
+	object_class_register(&tls_creds_x509_class);
 	object_class_register(&secret_class);
 }
 

@@ -67,6 +67,8 @@ int handshake_refuse(struct handshake *h, uint32_t type, const char *fmt, ...)
 /* Completes the agreement for the export with this serial number: NEGOTIATE_DONE,
  * or -ENOENT when it has gone meanwhile. */
 int handshake_agree(struct handshake *h, uint64_t serial);
+/* What was negotiated so far never was. */
+void handshake_forget(struct handshake *h);
 /* The export's flags for this client. */
 uint16_t handshake_flags(const struct handshake *h, const struct export *e);
 
@@ -91,6 +93,13 @@ int negotiate_list(struct handshake *h);
 int negotiate_info(struct handshake *h);	/* INFO and GO */
 int negotiate_structured(struct handshake *h);
 int negotiate_extended(struct handshake *h);
+
+/* negotiate-tls.c: */
+int negotiate_starttls(struct handshake *h);
+/* Nothing but STARTTLS and ABORT is served yet … */
+bool handshake_needs_tls(const struct handshake *h);
+/* … which this says. */
+int negotiate_refuse_plain(struct handshake *h);
 
 /* meta-query.c: LIST_META_CONTEXT and SET_META_CONTEXT. */
 int negotiate_meta(struct handshake *h);

@@ -187,9 +187,7 @@ uint16_t handshake_flags(const struct handshake *h, const struct export *e)
 	return flags;
 }
 
-/* For the day STARTTLS is answered: after it the client starts anew, and bytes
- * that were received in the clear behind the option end the connection. */
-static void handshake_forget(struct handshake *h)
+void handshake_forget(struct handshake *h)
 {
 	h->structured = h->extended = false;
 	h->contexts_of = 0;
@@ -255,6 +253,8 @@ static int negotiate_too_big(struct handshake *h)
 		return -EMSGSIZE;
 	h->drained += h->len;
 	rc = handshake_get(h, NULL, h->len);
+	if (!rc && handshake_needs_tls(h))
+		return negotiate_refuse_plain(h);
 	return rc ? rc : handshake_refuse(h, NBD_REP_ERR_TOO_BIG,
 					  "option is longer than %u bytes", NBD_OPTION_MAX);
 }
@@ -273,6 +273,8 @@ static int negotiate_payload(struct handshake *h)
 
 static int negotiate_serve(struct handshake *h)
 {
+	if (handshake_needs_tls(h) && h->option != NBD_OPT_STARTTLS && h->option != NBD_OPT_ABORT)
+		return negotiate_refuse_plain(h);
 	switch (h->option) {
 	case NBD_OPT_EXPORT_NAME:
 		return negotiate_export_name(h);
@@ -291,10 +293,7 @@ static int negotiate_serve(struct handshake *h)
 	case NBD_OPT_SET_META_CONTEXT:
 		return negotiate_meta(h);
 	case NBD_OPT_STARTTLS:
-		if (h->len)
-			return handshake_refuse(h, NBD_REP_ERR_INVALID,
-						"option STARTTLS has no payload");
-		return handshake_refuse(h, NBD_REP_ERR_POLICY, "TLS not configured");
+		return negotiate_starttls(h);
 	default:
 		return handshake_refuse(h, NBD_REP_ERR_UNSUP, "option %u is not supported",
 					h->option);

@@ -7,7 +7,7 @@
 
 #include "nbd-server/transmission.h"
 
-/* Speaks with the client on A->stream (coroutine; A->listener and stream are set).
+/* Speaks with the client on A->stream (coroutine; A->listener, stream and tls are set).
  * 0: *A is complete and the connection goes on to transmission.
  * -errno: the connection is over (client left, misbehaved, or only asked);
  * nothing in *A but the stream needs releasing.  A time limit is the caller's: it shuts

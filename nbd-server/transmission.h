@@ -15,12 +15,14 @@
 
 struct export;
 struct listener;
+struct tls_policy;
 
 #define CONTEXTS_MAX 64		/* metadata contexts that one connection may select */
 
 /* What the handshake agreed on. */
 struct agreement {
 	struct stream stream;		/* owned */
+	const struct tls_policy *tls;	/* the listener's */
 	struct export *export;		/* one reference, given back when the connection ends */
 	struct listener *listener;	/* told when it ends (listener_connection_ended) */
 	bool structured;		/* NBD_OPT_STRUCTURED_REPLY, or … */

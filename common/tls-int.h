@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* tls-int: a session, shared by tls.c and tls-io.c. */
+#ifndef MERINO_TLS_INT_H
+#define MERINO_TLS_INT_H
+
+#include <stdint.h>
+
+#include <gnutls/gnutls.h>
+
+#include "common/co.h"
+#include "common/stream.h"
+#include "common/tls-creds.h"
+#include "common/tls.h"
+
+#define TLS_RECORD 16384u		/* bytes of plaintext in a record */
+#define TLS_BATCH (8 * TLS_RECORD)	/* plaintext turned into records before a send: under 50 us */
+#define TLS_OUT_SPARE 2048u		/* room for what GnuTLS itself has to say: alerts, key updates */
+#define TLS_OUT_MAX (1u << 20)
+#define TLS_IN (128u << 10)		/* bytes that one receive may bring */
+#define TLS_IN_HANDSHAKE 4096u		/* … from somebody who has shown nothing yet */
+#define TLS_HANDSHAKE_MESSAGE (32u << 10)	/* longest handshake message: a chain of certificates */
+#define TLS_HANDSHAKE_STEPS 256		/* times that a handshake may need more bytes */
+#define TLS_HANDSHAKES 2		/* worked at at the same time: other work needs workers, too */
+#define TLS_PEER_MAX 1024		/* bytes of a peer's name */
+
+struct tls {
+	gnutls_session_t session;
+	const struct tls_creds *creds;
+	/* Ciphertext that came and that GnuTLS has not asked for yet: in[in_at .. in_len). */
+	uint8_t *in;
+	uint32_t in_at, in_len, in_size;
+	/* Ciphertext to go: out[out_at .. out_len).  Who sends holds SENDING; what is added
+	 * meanwhile lies behind it, and the buffer does not move. */
+	uint8_t *out;
+	uint32_t out_at, out_len, out_size;
+	struct co_mutex sending;
+	bool out_full;			/* GnuTLS had more to say than a peer may leave unread */
+	bool unknown_user;		/* a PSK's */
+	bool dead;			/* no good bye */
+	char *peer;			/* NULL: nobody */
+	char *description;
+};
+
+/* tls-io.c: GnuTLS's callbacks. */
+ssize_t tls_pull(gnutls_transport_ptr_t p, void *buf, size_t len);
+ssize_t tls_push(gnutls_transport_ptr_t p, const giovec_t *iov, int n);
+
+/* Receives into IN, which is empty: bytes, 0 at the end, -errno. */
+ssize_t tls_fill(struct stream *s, struct tls *t);
+/* Sends all of OUT: 0 or -errno. */
+int tls_flush(struct stream *s, struct tls *t);
+
+#endif
