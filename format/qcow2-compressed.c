@@ -195,6 +195,7 @@ void qcow2_drop_compressed(struct qcow2 *s, uint64_t entry)
 		qcow2_mark_corrupt(s, "a compressed cluster at offset 0x%" PRIx64 " is out of place", host);
 		return;
 	}
+	qcow2_pack_avoid(s, first, end);
 	qcow2_unref_later(s, first, (end - first) >> s->cluster_bits);
 }
 

@@ -12,6 +12,7 @@
  *	qcow2-table.c	new L2 tables, a larger L1 table, a larger image
  *	qcow2-io.c	read, write, copy on write; the file below
  *	qcow2-compressed.c  compressed clusters: read, given up (codec.c packs and unpacks)
+ *	qcow2-pack.c	and written
  *	qcow2-zero.c	write zeroes and discard
  *	qcow2-refcount.c  the value of a cluster's refcount, and new refcount blocks
  *	qcow2-alloc.c	free clusters are found, taken, given back
@@ -228,6 +229,11 @@ struct qcow2 {
 	struct qcow2_flush flush;
 	struct cluster_set meta;
 	struct unpacked unpacked;
+	struct {			/* see qcow2-pack.c */
+		uint64_t next;
+		uint64_t avoided;	/* how often qcow2_pack_avoid() ended a cluster */
+		struct co_mutex lock;
+	} pack;
 	struct co_mutex l1_lock;	/* new L2 tables and a new L1 table; taken before alloc_lock */
 	struct co_mutex alloc_lock;	/* new refcount blocks and a new refcount table */
 	uint64_t free_hint;		/* no cluster below is free (cluster number) */
@@ -416,6 +422,13 @@ void qcow2_compressed_place(const struct qcow2 *s, uint64_t entry, uint64_t *hos
 struct codec *qcow2_codec_take(struct qcow2 *s);
 void qcow2_codec_give(struct qcow2 *s, struct codec *c);
 void qcow2_compressed_free(struct qcow2 *s);	/* the cache */
+
+/* qcow2-pack.c */
+/* Whether a write is of whole clusters that may be stored compressed; then do it. */
+bool qcow2_can_pack(const struct qcow2 *s, uint64_t off, uint64_t len);
+int qcow2_write_packed(struct qcow2 *s, const void *buf, uint64_t off, uint64_t len);
+/* Nothing is appended any more to the host clusters in [host, end). */
+void qcow2_pack_avoid(struct qcow2 *s, uint64_t host, uint64_t end);
 
 /* qcow2-zero.c */
 int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags);

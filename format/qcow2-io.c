@@ -24,6 +24,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "format/fan.h"
+
+#define UNPACK_WIDTH 8u	/* clusters of one request that are unpacked at a time */
+
 const uint8_t qcow2_zeroes[65536] __attribute__((aligned(4096)));
 
 int qcow2_file_zero(struct qcow2 *s, uint64_t off, uint64_t len)
@@ -85,6 +89,33 @@ static int read_stored(struct qcow2 *s, void *buf, uint64_t off, struct run *r)
 	return rc;
 }
 
+struct pieces {
+	struct node *n;
+	uint8_t *buf;
+	uint64_t off, len;
+};
+
+/* Piece I: what the request wants of its I-th cluster. */
+static int read_piece(void *arg, unsigned i)
+{
+	const struct pieces *p = arg;
+	uint64_t size = qcow2_of(p->n)->cluster_size, first = align_down(p->off, size);
+	uint64_t from = max_u64(first + i * size, p->off);
+	uint64_t to = min_u64(first + (i + 1) * size, p->off + p->len);
+
+	return qcow2_read(p->n, p->buf + (from - p->off), from, to - from);
+}
+
+/* What is to be unpacked is unpacked in parallel. */
+static int read_pieces(struct node *n, void *buf, uint64_t off, uint64_t len)
+{
+	struct pieces p = { .n = n, .buf = buf, .off = off, .len = len };
+	uint64_t size = qcow2_of(n)->cluster_size;
+
+	return fan_out((align_up(off + len, size) - align_down(off, size)) / size, UNPACK_WIDTH,
+		       read_piece, &p);
+}
+
 int qcow2_read(struct node *n, void *buf, uint64_t off, size_t len)
 {
 	struct qcow2 *s = qcow2_of(n);
@@ -95,6 +126,8 @@ int qcow2_read(struct node *n, void *buf, uint64_t off, size_t len)
 		rc = qcow2_lookup(s, off, len, &r);
 		if (rc)
 			break;
+		if (__builtin_expect(r.kind == RUN_COMPRESSED && r.len < len, 0) && co_self())
+			return read_pieces(n, buf, off, len);
 		switch (r.kind) {
 		case RUN_DATA:
 		case RUN_SHARED:
@@ -369,6 +402,10 @@ int qcow2_write(struct node *n, const void *buf, uint64_t off, size_t len, unsig
 	struct run r;
 	int rc = s->corrupt ? -EIO : 0;
 
+	if (__builtin_expect(flags & NODE_COMPRESS && !rc, 0) && qcow2_can_pack(s, off, len)) {
+		rc = qcow2_write_packed(s, buf, off, len);
+		len = 0;
+	}
 	while (len && !rc) {
 		rc = qcow2_lookup(s, off, len, &r);
 		if (rc)

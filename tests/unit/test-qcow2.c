@@ -614,6 +614,65 @@ static void test_compressed(void **state)
 }
 
 /* Clusters for others: contiguous, counted, given back. */
+/* Fills LEN bytes with what compresses, sometimes not. */
+static void fill_text(uint8_t *p, uint64_t len, uint64_t *seed)
+{
+	unsigned kinds = 1 + next_random(seed) % 200;
+
+	for (uint64_t i = 0; i < len; i++)
+		p[i] = kinds > 190 ? next_random(seed) : next_random(seed) % kinds;
+}
+
+static void pack_round(const char *name, struct model *m, uint64_t cluster, uint64_t *seed)
+{
+	struct node *n = open_image(name, "");
+
+	for (unsigned i = 0; i < (cluster > 65536 ? 8 : 100); i++) {
+		uint64_t off = next_random(seed) % m->size, len = next_random(seed) % (5 * cluster);
+		unsigned flags = next_random(seed) % 4 ? NODE_COMPRESS : 0;
+
+		if (next_random(seed) % 4) {
+			off = align_down(off, cluster);
+			len = align_up(len + 1, cluster);
+		}
+		len = min_u64(len, m->size - off);
+		fill_text(m->data + off, len, seed);
+		if (next_random(seed) % 5) {
+			assert_int_equal(node_write(n, m->data + off, off, len, flags), 0);
+		} else {
+			memset(m->data + off, 0, len);
+			assert_int_equal(node_zero(n, off, len, NODE_MAY_UNMAP), 0);
+		}
+		if (i % 20 == 0)
+			assert_int_equal(node_flush(n), 0);
+	}
+	model_check(m, n);
+	node_unref(n);
+	image_check(m, name);
+}
+
+static void test_packed(void **state)
+{
+	static const char *const kinds[] = {
+		"compat=0.10", "cluster_size=512", "cluster_size=4k,refcount_bits=1", "refcount_bits=2",
+		"compression_type=zstd", "extended_l2=on,cluster_size=16k", "cluster_size=2M",
+	};
+	uint64_t seed = 4711, cluster;
+	struct node *n;
+
+	for (unsigned i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+		struct model m = model_new(i == 6 ? 12 * MB + 512 : 2 * MB + 512);
+
+		sh_ok("qemu-img create -q -f qcow2 -o %s p.qcow2 %llu", kinds[i], (unsigned long long)m.size);
+		n = open_image("p.qcow2", "");
+		cluster = qcow2_cluster_size(n);
+		node_unref(n);
+		for (unsigned life = 0; life < 2; life++)
+			pack_round("p.qcow2", &m, cluster, &seed);
+		free(m.data);
+	}
+}
+
 static void test_meta_clusters(void **state)
 {
 	struct node *n;
@@ -647,7 +706,8 @@ int main(void)
 		cmocka_unit_test(test_header_moves_name), cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_refused_numbers), cmocka_unit_test(test_backing),
 		cmocka_unit_test(test_corrupt), cmocka_unit_test(test_damaged), cmocka_unit_test(test_shared_cluster),
-		cmocka_unit_test(test_compressed), cmocka_unit_test(test_meta_clusters),
+		cmocka_unit_test(test_compressed), cmocka_unit_test(test_packed),
+		cmocka_unit_test(test_meta_clusters),
 	};
 
 	return cmocka_run_group_tests(tests, dir_setup, dir_teardown);
