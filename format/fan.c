@@ -3,6 +3,8 @@
  */
 #include "format/fan.h"
 
+#include <stdbool.h>
+
 #include "common/co.h"
 
 struct fan {
@@ -11,6 +13,7 @@ struct fan {
 	void *arg;
 	int rc;
 	struct co *caller;
+	bool waiting;			/* the caller has no work left; only then may it be woken */
 };
 
 static void work(struct fan *f)
@@ -28,7 +31,7 @@ static void helper(void *arg)
 	struct fan *f = arg;
 
 	work(f);
-	if (--f->running == 0)
+	if (--f->running == 0 && f->waiting)
 		co_wake(f->caller);
 }
 
@@ -41,6 +44,7 @@ int fan_out(unsigned n, unsigned width, int (*fn)(void *arg, unsigned i), void *
 		co_start(helper, &f);
 	}
 	work(&f);
+	f.waiting = true;
 	while (f.running)
 		co_suspend();
 	return f.rc;
