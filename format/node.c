@@ -178,7 +178,7 @@ int node_write(struct node *n, const void *buf, uint64_t off, size_t len, unsign
 		flags &= ~(unsigned)NODE_FUA;
 	node_note_end(n, off + len);
 	node_taps_before(n, off, len);
-	rc = n->detect_zeroes ? node_write_detect(n, buf, off, len, flags)
+	rc = n->detect_zeroes && !(flags & NODE_COMPRESS) ? node_write_detect(n, buf, off, len, flags)
 			      : n->driver->write(n, buf, off, len, flags);
 	node_taps_after(n, off, len, rc);
 	return node_count(n, IO_KIND_WRITE, len, rc);

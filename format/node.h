@@ -118,6 +118,11 @@ struct node_driver {
 	/* ON: somebody waits for the requests in flight to end, so they should not wait for
 	 * long themselves (a throttle, a server that does not answer); off again after. */
 	void (*hurry)(struct node *n, bool on);
+	/* Nodes with the same token belong on one loop, as if one were the other's child. */
+	const void *(*together)(struct node *n);
+	/* N is on another loop: what the driver keeps of the old one follows.  No request
+	 * is in flight; called on the new loop. */
+	void (*moved)(struct node *n);
 	/* Adds format-specific members to QEMU's ImageInfo object. */
 	void (*info)(struct node *n, struct json_object *image);
 };
@@ -234,6 +239,7 @@ bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file 
 
 extern const struct node_driver file_driver, host_device_driver, raw_driver, qcow2_driver;
 extern const struct node_driver null_driver, blkdebug_driver, nbd_driver;
+extern const struct node_driver throttle_driver, cor_driver;
 
 /* Drivers, for help and lookup; ends with NULL. */
 extern const struct node_driver *const node_drivers[];

@@ -20,6 +20,7 @@
 #include "common/authz.h"
 #include "common/log.h"
 #include "common/loop.h"
+#include "format/throttle.h"
 #include "nbd-server/activation.h"
 #include "common/objects.h"
 #include "common/secret.h"
@@ -169,6 +170,7 @@ static void register_classes(void)
 	object_class_register(&tls_creds_psk_class);
 	object_class_register(&tls_creds_x509_class);
 	object_class_register(&secret_class);
+	object_class_register(&throttle_group_class);
 }
 
 int main(int argc, char **argv)
