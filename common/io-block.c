@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/io-mapped.h"
 #include "common/io-sys.h"
 
 static void block_sleep(struct io *io, uint64_t ns)
@@ -93,6 +94,10 @@ static const struct io_ops block_ops = {
 	.send = block_send,
 	.poll = block_poll,
 	.accept = block_accept,
+	.identity = io_sys_identity,
+	.mapped_make = io_sys_mapped_make,
+	.mapped_read = io_sys_mapped_read,
+	.mapped_end = io_sys_mapped_end,
 };
 
 struct io *io_blocking(void)

@@ -6,6 +6,7 @@
 #define MERINO_IO_SIM_INT_H
 
 #include "common/co.h"
+#include "common/io-mapped.h"
 #include "common/io-sim-store.h"
 #include "common/io-sim.h"
 
@@ -39,10 +40,21 @@ struct sim_fault {
 	int err;
 };
 
+/* Memory that outlives the process (io-mapped.h).  The dead do not write: what it
+ * was at death is KEPT, and comes back with the machine. */
+struct sim_mapped {
+	struct sim_mapped *next;
+	char *path;			/* of the image that it belongs to */
+	uint8_t *mem, *kept;		/* KEPT: NULL while the process lives */
+	size_t len;
+	bool removed;
+};
+
 struct io_sim {
 	struct io io;			/* first */
 	struct sched sched;
 	struct sim_file *files;
+	struct sim_mapped *mapped;
 	struct sim_req *pending;	/* in no order */
 	uint64_t n_pending;		/* without sleepers */
 	uint64_t open_files;
@@ -54,11 +66,24 @@ struct io_sim {
 	enum io_sim_crash crash;
 	uint64_t crash_n;
 	bool dead;
+	bool by_kill;			/* it is the process that dies: see io_sim_kill_at() */
+	uint64_t boots;			/* power losses so far */
 	struct sim_fault fault[SIM_MAX_FAULTS];
 	FILE *trace;
 };
 
 extern const struct io_ops sim_ops;
+
+/* io-sim-mapped.c */
+int sim_identity(struct io_file *f, struct io_identity *id);
+int sim_mapped_make(struct io_file *f, const char *dir, size_t len, struct io_mapped **out,
+		    struct error *err);
+int sim_mapped_read(struct io_file *f, const char *dir, size_t len, uint8_t **data);
+void sim_mapped_end(struct io_mapped *m, bool remove);
+void sim_mapped_clone(struct io_sim *to, const struct io_sim *from);
+void sim_mapped_die(struct io_sim *sim);
+void sim_mapped_revive(struct io_sim *sim);
+void sim_mapped_free(struct io_sim *sim);
 
 /* Executes R, now or, in a coroutine, when its turn comes.  Its result. */
 ssize_t sim_submit(struct io_sim *sim, struct sim_req *r);

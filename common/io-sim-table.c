@@ -202,6 +202,10 @@ const struct io_ops sim_ops = {
 	.send = no_send,
 	.poll = no_poll,
 	.accept = no_accept,
+	.identity = sim_identity,
+	.mapped_make = sim_mapped_make,
+	.mapped_read = sim_mapped_read,
+	.mapped_end = sim_mapped_end,
 };
 
 /* --- real files --- */

@@ -111,19 +111,30 @@ static struct sim_req *pending_nth(struct io_sim *sim, uint64_t n)
 			return r;
 }
 
+/* With the process, what is in flight goes, or half of it, or nothing. */
+static bool cancelled(struct io_sim *sim, struct sim_req *r)
+{
+	unsigned what = draw(sim, 3);
+
+	if (what == 1 && r->kind == IO_SIM_WRITE && r->len > SIM_SECTOR)
+		r->len = draw(sim, r->len / SIM_SECTOR) * SIM_SECTOR;
+	return what == 0 || !r->len;
+}
+
 /* Everything in flight may have reached storage, in any order; nobody hears. */
 static void die(struct io_sim *sim)
 {
 	if (sim->dead)
 		return;
 	sim->dead = true;
+	sim_mapped_die(sim);
 	if (sim->trace)
 		fprintf(sim->trace, "sim dead\n");
 	while (sim->n_pending) {
 		struct sim_req *r = pending_nth(sim, draw(sim, sim->n_pending));
 
 		unlink_req(sim, r);
-		if (r->kind & SIM_MUTATES)
+		if (r->kind & SIM_MUTATES && !(sim->by_kill && cancelled(sim, r)))
 			mutate(sim, r);
 		trace(sim, r, "in flight");
 		finish(sim, r, -EIO);
@@ -248,6 +259,7 @@ void io_sim_free(struct io_sim *sim)
 		sim_file_free(sim->files);
 		sim->files = next;
 	}
+	sim_mapped_free(sim);
 	free(sim);
 }
 
@@ -271,6 +283,8 @@ struct io_sim *io_sim_clone(const struct io_sim *sim)
 	c->syncs = sim->syncs;
 	c->writes = sim->writes;
 	c->dead = sim->dead;
+	c->boots = sim->boots;
+	sim_mapped_clone(c, sim);
 	return c;
 }
 
@@ -327,6 +341,12 @@ void io_sim_crash_at(struct io_sim *sim, enum io_sim_crash when, uint64_t n)
 {
 	sim->crash = when;
 	sim->crash_n = n;
+}
+
+void io_sim_kill_at(struct io_sim *sim, enum io_sim_crash when, uint64_t n)
+{
+	io_sim_crash_at(sim, when, n);
+	sim->by_kill = true;
 }
 
 void io_sim_crash_now(struct io_sim *sim)
@@ -391,6 +411,17 @@ static bool loss_keep(const struct sim_op *op, uint64_t sector, const void *arg)
 	return h % 256 < l->chance;
 }
 
+static void revive(struct io_sim *sim)
+{
+	sim_mapped_revive(sim);
+	sim->life++;
+	sim->dead = false;
+	sim->by_kill = false;
+	sim->crash = IO_SIM_CRASH_NEVER;
+	sim->syncs = sim->writes = 0;
+	memset(sim->fault, 0, sizeof(sim->fault));
+}
+
 void io_sim_power_loss(struct io_sim *sim, uint64_t seed)
 {
 	static const struct loss style[8] = {
@@ -404,9 +435,12 @@ void io_sim_power_loss(struct io_sim *sim, uint64_t seed)
 	l.seed = mix(seed);
 	for (struct sim_file *f = sim->files; f; f = f->next)
 		sim_settle_loss(f, loss_keep, &l);
-	sim->life++;
-	sim->dead = false;
-	sim->crash = IO_SIM_CRASH_NEVER;
-	sim->syncs = sim->writes = 0;
-	memset(sim->fault, 0, sizeof(sim->fault));
+	sim->boots++;
+	revive(sim);
+}
+
+void io_sim_restart(struct io_sim *sim)
+{
+	die(sim);
+	revive(sim);
 }

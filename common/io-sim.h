@@ -56,6 +56,10 @@ enum io_sim_crash {
 /* When to die; N counts from 1 since io_sim_new() or io_sim_power_loss().  From
  * then on every operation fails with -EIO. */
 void io_sim_crash_at(struct io_sim *sim, enum io_sim_crash when, uint64_t n);
+/* The same for the process alone: what was handed over stays, durable or not, also
+ * what io_mapped_make() gave; what is in flight is done, done in part, or not done.
+ * io_sim_restart() then, where a power loss would follow io_sim_crash_at(). */
+void io_sim_kill_at(struct io_sim *sim, enum io_sim_crash when, uint64_t n);
 void io_sim_crash_now(struct io_sim *sim);
 bool io_sim_dead(const struct io_sim *sim);
 
@@ -65,6 +69,10 @@ bool io_sim_dead(const struct io_sim *sim);
  * 2 and 3 toss for each sector, 4 for each operation, 5 keeps an eighth of the
  * sectors, 6 loses an eighth of them, 7 loses an eighth of the operations. */
 void io_sim_power_loss(struct io_sim *sim, uint64_t seed);
+
+/* The process is dead (or dies now) and another one starts on the same machine, with
+ * the same boot id; what was unsynced is so still. */
+void io_sim_restart(struct io_sim *sim);
 
 uint64_t io_sim_sync_points(const struct io_sim *sim);	/* fsync and IO_DSYNC so far */
 uint64_t io_sim_writes(const struct io_sim *sim);	/* write, zero, discard, truncate so far */

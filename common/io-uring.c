@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "common/io-mapped.h"
 #include "common/io-sys.h"
 #include "common/loop-int.h"
 
@@ -126,6 +127,72 @@ static int uring_truncate(struct io_file *f, uint64_t size)
 static int64_t uring_size(struct io_file *f)
 {
 	return io_sys_size(f);
+}
+
+/* -- memory that outlives the process --------------------------------------- */
+
+enum mapped_call { CALL_IDENTITY, CALL_MAKE, CALL_READ, CALL_END };
+
+struct mapped_job {
+	enum mapped_call call;
+	struct io_file *f;
+	struct io_identity *id;
+	const char *dir;
+	size_t len;
+	struct io_mapped **out, *m;
+	uint8_t **data;
+	bool remove;
+	struct error *err;
+	int rc;
+};
+
+static void mapped_job_run(void *arg)
+{
+	struct mapped_job *j = arg;
+
+	switch (j->call) {
+	case CALL_IDENTITY:
+		j->rc = io_sys_identity(j->f, j->id);
+		break;
+	case CALL_MAKE:
+		j->rc = io_sys_mapped_make(j->f, j->dir, j->len, j->out, j->err);
+		break;
+	case CALL_READ:
+		j->rc = io_sys_mapped_read(j->f, j->dir, j->len, j->data);
+		break;
+	case CALL_END:
+		io_sys_mapped_end(j->m, j->remove);
+		break;
+	}
+}
+
+static int mapped_job(struct mapped_job j)
+{
+	loop_work(mapped_job_run, &j);
+	return j.rc;
+}
+
+static int uring_identity(struct io_file *f, struct io_identity *id)
+{
+	return mapped_job((struct mapped_job){ .call = CALL_IDENTITY, .f = f, .id = id });
+}
+
+static int uring_mapped_make(struct io_file *f, const char *dir, size_t len, struct io_mapped **out,
+			     struct error *err)
+{
+	return mapped_job((struct mapped_job){ .call = CALL_MAKE, .f = f, .dir = dir, .len = len,
+					       .out = out, .err = err });
+}
+
+static int uring_mapped_read(struct io_file *f, const char *dir, size_t len, uint8_t **data)
+{
+	return mapped_job((struct mapped_job){ .call = CALL_READ, .f = f, .dir = dir, .len = len,
+					       .data = data });
+}
+
+static void uring_mapped_end(struct io_mapped *m, bool remove)
+{
+	mapped_job((struct mapped_job){ .call = CALL_END, .m = m, .remove = remove });
 }
 
 /* -- reads ------------------------------------------------------------------ */
@@ -402,4 +469,8 @@ const struct io_ops io_uring_ops = {
 	.send = uring_send,
 	.poll = uring_poll,
 	.accept = uring_accept,
+	.identity = uring_identity,
+	.mapped_make = uring_mapped_make,
+	.mapped_read = uring_mapped_read,
+	.mapped_end = uring_mapped_end,
 };

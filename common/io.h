@@ -22,6 +22,8 @@
 
 struct io;
 struct extents;
+struct io_identity;
+struct io_mapped;
 
 enum io_open_flags {
 	IO_RDWR = 1,		/* else read only */
@@ -70,6 +72,12 @@ struct io_ops {
 	ssize_t (*send)(struct io *io, int fd, const struct iovec *iov, int n, bool more);
 	int (*poll)(struct io *io, int fd, short events);
 	int (*accept)(struct io *io, int fd);
+	/* See io-mapped.h. */
+	int (*identity)(struct io_file *f, struct io_identity *id);
+	int (*mapped_make)(struct io_file *f, const char *dir, size_t len, struct io_mapped **out,
+			   struct error *err);
+	int (*mapped_read)(struct io_file *f, const char *dir, size_t len, uint8_t **data);
+	void (*mapped_end)(struct io_mapped *m, bool remove);
 };
 
 struct io {

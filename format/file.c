@@ -252,6 +252,13 @@ bool node_on_block_device(const struct node *n)
 	return n->driver == &host_device_driver;
 }
 
+struct io_file *node_storage(const struct node *n)
+{
+	const struct file *s = n->state;
+
+	return n->driver == &file_driver || n->driver == &host_device_driver ? s->f : NULL;
+}
+
 static const char *const file_options[] = { "filename", "aio", "locking", NULL };
 
 /* Both drivers do all but the opening alike. */

@@ -234,6 +234,9 @@ int node_map_chain(struct node *n, uint64_t off, uint64_t len, struct extents *x
 /* The driver is host_device: what lies behind the end, or was freed, is not zero. */
 bool node_on_block_device(const struct node *n);
 
+/* The open file of a file or host_device node; NULL for all others. */
+struct io_file *node_storage(const struct node *n);
+
 bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file **f,
 		     uint64_t *host_off);
 

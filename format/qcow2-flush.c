@@ -26,6 +26,8 @@
  *	   dirty refcount slices: they count everything that the copies refer to.
  *	2  fsync.  Data, edges, refcounts and zeroed tables are durable.
  *	3  write the copies.  What has changed since is dirty again, for the next one.
+ *	   The kernel has them now: the crash log (qcow2-crashlog.h) forgets what was
+ *	   noted before step 1.
  *	4  fsync, when a guest asked for durability.
  *	5  clusters that nothing on storage refers to any more are given back: their
  *	   storage is discarded, then their refcount is lowered in memory, and from
@@ -78,6 +80,7 @@ struct snapshot {
 	uint32_t n;
 	uint8_t *bytes;			/* the copies, in the same order */
 	struct host_runs freed;		/* no longer referred to by these copies */
+	uint64_t log_sealed;		/* records of the crash log that they cover */
 };
 
 /* Who needs CLUSTERS clusters at HOST no longer. */
@@ -205,6 +208,8 @@ static void snapshot_end(struct qcow2 *s, struct snapshot *snap, bool failed)
 			s->l1_n_dirty++;
 		}
 	}
+	if (!failed)
+		crashlog_drop(s, snap->log_sealed);
 	runs_move(failed ? &s->flush.freed : &s->flush.cleared, &snap->freed);
 	snapshot_free(snap);
 }
@@ -216,6 +221,7 @@ static int snapshot_take(struct qcow2 *s, struct snapshot *snap)
 	int rc = snapshot_list(s, snap, &bytes);
 
 	runs_move(&snap->freed, &s->flush.freed);
+	snap->log_sealed = crashlog_seal(s);
 	if (!rc && bytes) {
 		snap->bytes = aligned_alloc(4096, align_up(bytes, 4096));
 		rc = snap->bytes ? 0 : -ENOMEM;
@@ -263,6 +269,7 @@ static int sync_file(struct qcow2 *s, struct host_runs *durable)
 	runs_move(&s->flush.cleared, &cleared);
 	s->flush.unsynced = unsynced;
 	s->flush.failed = true;
+	crashlog_void(s);
 	log_error("fsync failed, flushes and new allocations fail until the image is opened anew: image=%s error=%s",
 		  qcow2_name(s), strerror(-rc));
 	return rc;

@@ -110,7 +110,7 @@ static int put_field64(struct qcow2 *s, unsigned field, uint64_t value)
 }
 
 /* Whether extensions and backing name fit the cluster: asked before the first change. */
-static bool has_room(const struct qcow2 *s)
+bool qcow2_header_has_room(const struct qcow2 *s)
 {
 	const struct qcow2_header *h = &s->h;
 	uint64_t end = extensions_end(h);
@@ -186,7 +186,7 @@ int qcow2_header_write(struct qcow2 *s)
 		qcow2_ext_drop(h, QCOW2_EXT_BITMAPS);
 	if (h->version > 2)
 		old = get_be64(h->bytes + H_AUTOCLEAR);
-	if (!has_room(s))
+	if (!qcow2_header_has_room(s))
 		rc = -ENOSPC;
 	if (!rc && (old & ~h->autoclear))
 		rc = put_field64(s, H_AUTOCLEAR, old & h->autoclear);
@@ -198,8 +198,10 @@ int qcow2_header_write(struct qcow2 *s)
 		free(p);
 	}
 	co_mutex_unlock(&h->lock);
-	if (rc && rc != -ENOSPC && rc != -ENOMEM)
+	if (rc && rc != -ENOSPC && rc != -ENOMEM) {
 		s->flush.failed = true;		/* nobody knows which header the file has */
+		crashlog_void(s);
+	}
 	if (rc)
 		log_error("qcow2 header could not be written: image=%s error=%s", qcow2_name(s),
 			  strerror(-rc));

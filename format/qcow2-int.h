@@ -18,6 +18,10 @@
  *	qcow2-alloc.c	free clusters are found, taken, given back
  *	qcow2-overlap.c	what must not be overwritten; the corrupt mark
  *	qcow2-flush.c	the order on storage
+ *	qcow2-crashlog.c  mappings that changed since, in memory that outlives the process
+ *	qcow2-replay.c	and what the next open makes of them
+ *	qcow2-refs.c	references are counted anew
+ *	qcow2-repair.c	leaks and wrong refcounts go when an image was not closed
  *	qcow2-create.c	a new image
  *
  * Tables are kept in memory as they are on storage, big-endian.  "Host" offsets
@@ -65,6 +69,7 @@ enum qcow2_incompatible { QCOW2_DIRTY = 1, QCOW2_CORRUPT = 2, QCOW2_DATA_FILE = 
 			  QCOW2_COMPRESSION = 8, QCOW2_EXTENDED_L2 = 16 };
 enum qcow2_compatible { QCOW2_LAZY_REFCOUNTS = 1 };
 enum qcow2_autoclear { QCOW2_BITMAPS = 1, QCOW2_RAW_DATA_FILE = 2 };
+#define QCOW2_OPEN		(1ull << 61)	/* autoclear: Merino has it open; qcow2-crashlog.h */
 
 enum qcow2_ext_type {
 	QCOW2_EXT_END = 0,
@@ -73,6 +78,7 @@ enum qcow2_ext_type {
 	QCOW2_EXT_BITMAPS = 0x23852875,
 	QCOW2_EXT_CRYPTO = 0x0537be77,
 	QCOW2_EXT_DATA_FILE = 0x44415441,
+	QCOW2_EXT_OPEN = 0x4d524e4f,	/* "MRNO" */
 };
 
 /* Byte offsets of the header's fields. */
@@ -236,12 +242,19 @@ struct qcow2 {
 	} pack;
 	struct co_mutex l1_lock;	/* new L2 tables and a new L1 table; taken before alloc_lock */
 	struct co_mutex alloc_lock;	/* new refcount blocks and a new refcount table */
+	bool begun;			/* the header says that the image is open */
+	struct crashlog *log;		/* NULL: none is written */
+	int log_mode;			/* enum crashlog_mode */
+	char *log_dir;			/* NULL: beside the image */
 	uint64_t free_hint;		/* no cluster below is free (cluster number) */
 	uint64_t host_end;		/* bytes: nothing at or behind it was ever used */
 	uint64_t host_limit;		/* bytes: the refcount table describes no more */
 };
 
 #define L1_SECTOR 4096u
+
+struct crashlog;
+struct json_object;
 
 enum run_kind {
 	RUN_UNALLOCATED,		/* the backing image's data, or zeroes */
@@ -283,12 +296,20 @@ static inline const char *qcow2_name(const struct qcow2 *s)
 	return s->node->filename ? s->node->filename : s->node->name;
 }
 
+/* Where the L2 entry of a guest offset is in its slice. */
+static inline uint8_t *qcow2_entry_slot(const struct qcow2 *s, struct slice *sl, uint64_t guest)
+{
+	return sl->data + ((guest >> s->cluster_bits & s->slice_mask) << s->entry_shift);
+}
+
 /* qcow2-header.c, qcow2-header-write.c */
 int qcow2_header_read(struct qcow2 *s, struct error *err);
 void qcow2_header_free(struct qcow2_header *h);
 /* Writes what S->h says, durably, so that a power loss leaves the old or the new
  * header.  The caller has made durable what the new one points to. */
 int qcow2_header_write(struct qcow2 *s);
+/* Whether extensions and backing name fit; else that fails with -ENOSPC, changing nothing. */
+bool qcow2_header_has_room(const struct qcow2 *s);
 struct qcow2_ext *qcow2_ext_find(struct qcow2_header *h, uint32_t type);
 int qcow2_ext_put(struct qcow2_header *h, uint32_t type, const void *data, uint32_t len);
 void qcow2_ext_drop(struct qcow2_header *h, uint32_t type);
@@ -395,12 +416,17 @@ void qcow2_publish(struct qcow2 *s, struct slice *sl, uint64_t guest, uint64_t c
 		   uint64_t entry, uint64_t step, uint64_t bits);
 /* The entry of OFF's cluster as it is in SL, and its bitmap (0 without). */
 uint64_t qcow2_entry(const struct qcow2 *s, const struct slice *sl, uint64_t off, uint64_t *bits);
+/* Puts the entries into the slice, and does no more. */
+void qcow2_put_entries(struct qcow2 *s, struct slice *sl, uint64_t guest, uint64_t count,
+		       uint64_t entry, uint64_t step, uint64_t bits);
 int qcow2_map(struct node *n, uint64_t off, uint64_t len, struct extents *x);
 
 /* qcow2-table.c */
 /* The slice for OFF, pinned, with a new L2 table if there was none. */
 int qcow2_slice_for_write(struct qcow2 *s, uint64_t off, struct slice **out);
 int qcow2_slice_load(struct qcow2 *s, uint64_t no, struct slice **out);
+/* An entry of the L1 table changes; it is in memory until the next flush. */
+void qcow2_l1_set(struct qcow2 *s, uint64_t index, uint64_t entry);
 int qcow2_truncate(struct node *n, uint64_t size, struct error *err);
 
 /* qcow2-io.c */
@@ -440,6 +466,8 @@ int refcount_slice(struct qcow2 *s, uint64_t cluster, struct slice **out);
 uint64_t refcount_get(const struct qcow2 *s, const struct slice *sl, uint64_t cluster);
 void refcount_set(struct qcow2 *s, struct slice *sl, uint64_t cluster, uint64_t value);
 uint64_t refcount_max(const struct qcow2 *s);
+/* Entry I of a refcount block, or of a piece of one. */
+uint64_t refcount_entry(const struct qcow2 *s, const uint8_t *block, uint64_t i);
 void refcount_table_set(struct qcow2 *s, uint8_t *table, uint64_t clusters);
 int refcount_make_block(struct qcow2 *s, uint64_t cluster);
 /* COUNT adjacent clusters with refcount 1 behind all others, with blocks for them. */
@@ -481,9 +509,40 @@ int qcow2_flush_clean(struct qcow2 *s);			/* ... and freed clusters given back, 
 void qcow2_flush_idle(struct qcow2 *s);			/* waits for the background's flush */
 bool qcow2_is_clean(const struct qcow2 *s);		/* tables on storage are those in memory */
 
+/* qcow2-crashlog.c */
+int crashlog_options(struct qcow2 *s, struct json_object *opts, struct error *err);
+/* The image is open for writing from now on: the open bit, and a log if there may be one. */
+int crashlog_begin(struct qcow2 *s, struct error *err);
+/* It is not, any more.  CLEAN: tables and refcounts are durable. */
+void crashlog_end(struct qcow2 *s, bool clean);
+int crashlog_room_wait(struct qcow2 *s);
+bool crashlog_is_full(const struct qcow2 *s);
+void crashlog_note_l2(struct qcow2 *s, uint64_t guest, uint64_t count, uint64_t entry, uint64_t step,
+		      uint64_t bits);
+void crashlog_note_l1(struct qcow2 *s, uint64_t index, uint64_t entry);
+/* Everything noted so far is in the tables in memory; and, later, with the kernel. */
+uint64_t crashlog_seal(struct qcow2 *s);
+void crashlog_drop(struct qcow2 *s, uint64_t sealed);
+/* An fsync failed: the data that the records point to may never be on storage. */
+void crashlog_void(struct qcow2 *s);
+
+/* Before a write that will change a mapping begins: waits while the log is nearly full. */
+static inline int crashlog_room(struct qcow2 *s)
+{
+	return __builtin_expect(s->log && crashlog_is_full(s), 0) ? crashlog_room_wait(s) : 0;
+}
+
+/* qcow2-replay.c, qcow2-repair.c: at open, before anything else is written. */
+int qcow2_replay(struct qcow2 *s, struct error *err);
+int qcow2_repair(struct qcow2 *s, struct error *err);
+
+extern size_t qcow2_test_crashlog_bytes;	/* a small log, so that it is full at times */
+
 /* For tests that prove that a wrong order is noticed; 0 otherwise.
  * 1: no fsync before the L2 tables are written.  2: freed clusters may be used
- * again at once.  3: L2 tables are made durable before refcounts are written. */
+ * again at once.  3: L2 tables are made durable before refcounts are written.
+ * 4: new L2 tables are not noted in the crash log.  5: the log forgets records before
+ * they are in the tables.  6: it is replayed after a power loss, too. */
 extern unsigned qcow2_test_break_order;
 
 #endif

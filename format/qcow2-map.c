@@ -216,25 +216,33 @@ int qcow2_bad_entry(struct qcow2 *s, uint64_t off, const struct run *r)
 				  off - qcow2_in_cluster(s, off), r->host - qcow2_in_cluster(s, off));
 }
 
-/* From now on COUNT guest clusters from GUEST on, all in the pinned slice SL, are
- * described by ENTRY, ENTRY + STEP, ...
- *
- * The one place where a mapping changes.  Whatever it points to was written
- * before (qcow2-flush.c makes it durable before it makes the entry durable).  The
- * mapped slices that let a kill -9 lose nothing hook in here: the reply to the
- * guest comes after this call. */
-void qcow2_publish(struct qcow2 *s, struct slice *sl, uint64_t guest, uint64_t count,
-		   uint64_t entry, uint64_t step, uint64_t bits)
+void qcow2_put_entries(struct qcow2 *s, struct slice *sl, uint64_t guest, uint64_t count,
+		       uint64_t entry, uint64_t step, uint64_t bits)
 {
-	uint8_t *p = sl->data + ((guest >> s->cluster_bits & s->slice_mask) << s->entry_shift);
+	uint8_t *p = qcow2_entry_slot(s, sl, guest);
 
-	assert(sl->pins && sl->no == guest >> s->slice_shift);
 	for (; count; count--, p += 1u << s->entry_shift, entry += step) {
 		put_be64(p, entry);
 		if (s->ext_l2)
 			put_be64(p + 8, bits);
 	}
+}
+
+/* From now on COUNT guest clusters from GUEST on, all in the pinned slice SL, are
+ * described by ENTRY, ENTRY + STEP, ...
+ *
+ * The one place where a mapping changes.  Whatever it points to was written
+ * before (qcow2-flush.c makes it durable before it makes the entry durable).  The
+ * log that lets a kill -9 lose nothing (qcow2-crashlog.c) notes it here: the reply to
+ * the guest comes after this call. */
+void qcow2_publish(struct qcow2 *s, struct slice *sl, uint64_t guest, uint64_t count,
+		   uint64_t entry, uint64_t step, uint64_t bits)
+{
+	assert(sl->pins && sl->no == guest >> s->slice_shift);
+	qcow2_put_entries(s, sl, guest, count, entry, step, bits);
 	cache_dirty(&s->l2, sl);
+	if (s->log)
+		crashlog_note_l2(s, guest, count, entry, step, bits);
 	if (s->l2.n_dirty > s->l2_dirty_max)
 		qcow2_flush_start(s);
 }

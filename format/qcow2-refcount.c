@@ -84,6 +84,11 @@ static void entry_set(uint8_t *p, unsigned order, uint64_t i, uint64_t v)
 	}
 }
 
+uint64_t refcount_entry(const struct qcow2 *s, const uint8_t *block, uint64_t i)
+{
+	return entry_get(block, s->h.refcount_order, i);
+}
+
 static inline uint64_t in_slice(const struct qcow2 *s, uint64_t cluster)
 {
 	return cluster & ((1ull << s->ref_shift) - 1);

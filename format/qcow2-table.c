@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void l1_set(struct qcow2 *s, uint64_t index, uint64_t entry)
+void qcow2_l1_set(struct qcow2 *s, uint64_t index, uint64_t entry)
 {
 	uint64_t sector = index * 8 / L1_SECTOR;
 
@@ -24,6 +24,7 @@ static void l1_set(struct qcow2 *s, uint64_t index, uint64_t entry)
 	if (!s->l1_dirty[sector])
 		s->l1_n_dirty++;
 	s->l1_dirty[sector] = 1;
+	crashlog_note_l1(s, index, entry);
 }
 
 /* With l1_lock held. */
@@ -40,7 +41,7 @@ static int new_table(struct qcow2 *s, uint64_t index)
 	if (rc)
 		qcow2_unref_now(s, host, 1);
 	else
-		l1_set(s, index, host | QCOW2_COPIED);
+		qcow2_l1_set(s, index, host | QCOW2_COPIED);
 	return rc;
 }
 
@@ -68,7 +69,7 @@ static int copy_table(struct qcow2 *s, uint64_t index, uint64_t old)
 			qcow2_unref_now(s, host, 1);
 		return rc;
 	}
-	l1_set(s, index, host | QCOW2_COPIED);
+	qcow2_l1_set(s, index, host | QCOW2_COPIED);
 	qcow2_unref_later(s, old, 1);
 	return 0;
 }
@@ -91,7 +92,7 @@ static int unshare_table(struct qcow2 *s, uint64_t index)
 					  host, count);
 	if (count > 1)
 		return copy_table(s, index, host);
-	l1_set(s, index, entry | QCOW2_COPIED);
+	qcow2_l1_set(s, index, entry | QCOW2_COPIED);
 	return 0;
 }
 
@@ -102,6 +103,9 @@ int qcow2_slice_for_write(struct qcow2 *s, uint64_t off, struct slice **out)
 
 	if (index >= s->h.l1_size)
 		return -EIO;
+	rc = crashlog_room(s);
+	if (rc)
+		return rc;
 	entry = l1_entry(s, index);
 	if (__builtin_expect(!(entry & QCOW2_COPIED) || !(entry & QCOW2_OFFSET), 0)) {
 		co_mutex_lock(&s->l1_lock);

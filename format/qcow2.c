@@ -4,10 +4,11 @@
  * Specification: QEMU's docs/interop/qcow2.txt, version 3.  The parts and who
  * does what are listed in qcow2-int.h; the order on storage is in qcow2-flush.c.
  *
- * An image that is opened read-only is never written to.  Opened for writing, it
- * is written at open only to clear autoclear bits that we would not maintain.
- * A clean close writes all tables and gives back what was freed, so that nothing
- * is leaked.
+ * An image that is opened read-only is never written to.  Opened for writing, it is
+ * first brought to what the last session acknowledged, and repaired, if that one did
+ * not end (qcow2-replay.c, qcow2-repair.c); then the header says that it is open, and
+ * does no longer vouch for what we would not maintain.  A clean close writes all tables
+ * and gives back what was freed, so that nothing is leaked.
  */
 #include "format/qcow2-int.h"
 
@@ -169,9 +170,7 @@ static int collect_tables(struct qcow2 *s, struct error *err)
 static const char *why_read_only(const struct qcow2 *s)
 {
 	if (s->h.incompatible & QCOW2_CORRUPT)
-		return "the image is marked as corrupt; repair it with 'qemu-img check -r all', or open it read-only";
-	if (s->h.incompatible & QCOW2_DIRTY)
-		return "the image was not closed cleanly (lazy refcounts); repair it with 'qemu-img check -r all', or open it read-only";
+		return "Image is corrupt; cannot be opened read/write; repair it with 'qemu-img check -r all', or open it read-only";
 	if (s->snapshot)
 		return "an internal snapshot can only be read";
 	return NULL;
@@ -193,20 +192,28 @@ static int settle_read_only(struct qcow2 *s, struct error *err)
 }
 
 /* Autoclear bits vouch for what only those maintain who know them. */
-static int clear_unknown_bits(struct qcow2 *s, struct error *err)
+static void clear_unknown_bits(struct qcow2 *s)
 {
 	uint64_t known = node_bitmap_hooks ? QCOW2_BITMAPS : 0;
-	int rc;
 
 	if (!qcow2_ext_find(&s->h, QCOW2_EXT_BITMAPS))
 		known = 0;
 	if (s->has_data_file)
 		known |= QCOW2_RAW_DATA_FILE;
-	if (s->node->read_only || !(s->h.autoclear & ~known))
-		return 0;
 	s->h.autoclear &= known;
-	rc = qcow2_header_write(s);
-	return rc ? error_errno(err, rc, "Could not update qcow2 header") : 0;
+}
+
+/* From here on the image is written to. */
+static int begin_writing(struct qcow2 *s, struct error *err)
+{
+	int rc = qcow2_replay(s, err);
+
+	if (!rc)
+		rc = qcow2_repair(s, err);
+	if (rc || s->node->read_only)
+		return rc;
+	clear_unknown_bits(s);
+	return crashlog_begin(s, err);
 }
 
 static int open_file(struct qcow2 *s, struct json_object *opts, struct error *err)
@@ -234,6 +241,8 @@ static int open_image(struct qcow2 *s, struct json_object *opts, struct error *e
 		rc = refuse_options(opts, err);
 	if (!rc)
 		rc = opts_str(opts, "internal-snapshot", &s->snapshot, err);
+	if (!rc)
+		rc = crashlog_options(s, opts, err);
 	if (!rc)
 		rc = open_file(s, opts, err);
 	if (!rc)
@@ -263,7 +272,7 @@ static int open_image(struct qcow2 *s, struct json_object *opts, struct error *e
 	if (!rc)
 		rc = qcow2_open_backing(s, opts, err);
 	if (!rc)
-		rc = clear_unknown_bits(s, err);
+		rc = begin_writing(s, err);
 	return rc;
 }
 
@@ -278,6 +287,7 @@ static void free_state(struct qcow2 *s)
 	free(s->l1);
 	free(s->l1_dirty);
 	free(s->reftable);
+	free(s->log_dir);
 	free(s->meta.v);
 	free(s->flush.freed.v);
 	free(s->flush.cleared.v);
@@ -297,8 +307,10 @@ static int qcow2_open(struct node *n, struct json_object *opts, struct error *er
 	rc = open_image(s, opts, err);
 	if (!rc && node_bitmap_hooks && node_bitmap_hooks->load)
 		rc = node_bitmap_hooks->load(n, err);
-	if (rc)
-		free_state(s);		/* nothing was changed: close has nothing to write */
+	if (rc) {
+		crashlog_end(s, true);	/* nothing else was changed: close has nothing to write */
+		free_state(s);
+	}
 	return rc;
 }
 
@@ -314,6 +326,8 @@ static void qcow2_close(struct node *n)
 			log_error("bitmaps could not be stored: image=%s error=%s", qcow2_name(s), err.text);
 		rc = qcow2_flush_clean(s);
 	}
+	if (!n->read_only)
+		crashlog_end(s, !rc && !s->corrupt);
 	if (rc)
 		log_error("image could not be closed cleanly: image=%s error=%s", qcow2_name(s),
 			  strerror(-rc));
@@ -416,7 +430,7 @@ int qcow2_meta_flush(struct node *n)
 
 static const char *const qcow2_options[] = {
 	"file", "backing", "data-file", "internal-snapshot", "cache-size", "l2-cache-size", "refcount-cache-size",
-	"l2-cache-entry-size", "lazy-refcounts", "overlap-check", NULL,
+	"l2-cache-entry-size", "lazy-refcounts", "overlap-check", "crash-log", "crash-log-dir", NULL,
 };
 
 const struct node_driver qcow2_driver = {

@@ -14,6 +14,7 @@
 
 static const char *const aio_values[] = { "threads", "native", "io_uring", NULL };
 static const char *const locking_values[] = { "auto", "on", "off", NULL };
+static const char *const crash_log_values[] = { "auto", "on", "off", NULL };
 static const char *const overlap_values[] = { "none", "constant", "cached", "all", NULL };
 static const char *const cbw_error_values[] = { "break-guest-write", "break-snapshot", NULL };
 static const char *const blkdebug_events[] = {
@@ -83,6 +84,9 @@ static const struct qmp_arg rows[] = {
 	{ "cache-size", QMP_INT, false, "bytes of both caches" },
 	{ "cbw-timeout", QMP_INT, false, "seconds that a write waits at most; 0: any time" },
 	{ "config", QMP_STR, false, "file with rules" },
+	{ "crash-log", QMP_STR, false, "mappings are kept when the process is killed",
+	  .values = crash_log_values },
+	{ "crash-log-dir", QMP_STR, false, "where they are kept" },
 	{ "data-file", QMP_STR_OR_OBJECT, false, "the external data file", BLOCKDEV_REF },
 	{ "discard-no-unref", QMP_BOOL, false, "clusters stay where they are" },
 	{ "export", QMP_STR, false, "the export's name" },
