@@ -112,8 +112,10 @@ static int load(struct tls_creds *c, struct error *err)
 	    !tls_creds_psk(c, c->username, strlen(c->username)))
 		rc = error_set(err, -ENOENT, "Username %s not found in PSK file %s/%s", c->username, c->dir,
 			       PSK_FILE);
-	if (rc || c->endpoint == TLS_CLIENT)
+	if (rc)
 		return rc;
+	if (c->endpoint == TLS_CLIENT)
+		return tls_creds_priorities(c, err);
 	if (gnutls_psk_allocate_server_credentials(&c->psk) < 0)
 		return error_set(err, -ENOMEM, "Out of memory");
 	gnutls_psk_set_server_credentials_function2(c->psk, tls_find_key);

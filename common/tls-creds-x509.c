@@ -90,7 +90,7 @@ static void load(void *arg)
 		l->rc = tls_sanity_check(l->c, &f.ca, &f.cert, l->err);
 	if (!l->rc)
 		l->rc = use_files(l->c, &f, l->err);
-	if (!l->rc && l->c->endpoint == TLS_SERVER)
+	if (!l->rc)
 		l->rc = tls_creds_priorities(l->c, l->err);
 	tls_creds_unread(&f.ca);
 	tls_creds_unread(&f.crl);

@@ -41,7 +41,7 @@ struct tls_creds {
 	char *priority;			/* as the user gave it; NULL: ours */
 	char *passwordid;		/* x509: of the secret that opens the key; NULL */
 	char *username;			/* psk, client */
-	gnutls_priority_t priorities;	/* server */
+	gnutls_priority_t priorities;
 	gnutls_certificate_credentials_t x509;
 	gnutls_psk_server_credentials_t psk;
 	struct psk_key *keys;

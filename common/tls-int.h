@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* tls-int: a session, shared by tls.c and tls-io.c. */
+/* tls-int: a session, shared by tls.c, tls-client.c and tls-io.c. */
 #ifndef MERINO_TLS_INT_H
 #define MERINO_TLS_INT_H
 
@@ -35,11 +35,27 @@ struct tls {
 	uint32_t out_at, out_len, out_size;
 	struct co_mutex sending;
 	bool out_full;			/* GnuTLS had more to say than a peer may leave unread */
+	gnutls_psk_client_credentials_t psk;	/* a client's; NULL */
+	gnutls_typed_vdata_st expected[2];	/* a client: of the server's certificate */
 	bool unknown_user;		/* a PSK's */
 	bool dead;			/* no good bye */
 	char *peer;			/* NULL: nobody */
 	char *description;
 };
+
+/* One go at the handshake, with the bytes that are there: a worker runs it. */
+struct tls_step {
+	struct tls *t;
+	int rc;				/* GnuTLS's */
+};
+void tls_step_work(void *step);
+
+/* SIDE: GNUTLS_SERVER, or GNUTLS_CLIENT, which sets its credentials itself. */
+struct tls *tls_new(const struct tls_creds *c, unsigned side);
+/* Why the handshake ended with RC, which is GnuTLS's. */
+int tls_fail(struct tls *t, int rc, struct error *err);
+/* The peer has proven who it is: a larger receive buffer. */
+int tls_grow(struct tls *t);
 
 /* tls-io.c: GnuTLS's callbacks. */
 ssize_t tls_pull(gnutls_transport_ptr_t p, void *buf, size_t len);

@@ -73,7 +73,7 @@ static int use_creds(struct tls *t)
 	return gnutls_credentials_set(t->session, GNUTLS_CRD_CERTIFICATE, c->x509);
 }
 
-static struct tls *tls_new(const struct tls_creds *c)
+struct tls *tls_new(const struct tls_creds *c, unsigned side)
 {
 	struct tls *t = calloc(1, sizeof(*t));
 	int rc;
@@ -82,7 +82,7 @@ static struct tls *tls_new(const struct tls_creds *c)
 		return NULL;
 	t->creds = c;
 	t->in_size = TLS_IN_HANDSHAKE;
-	rc = gnutls_init(&t->session, GNUTLS_SERVER | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL);
+	rc = gnutls_init(&t->session, side | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL);
 	if (rc < 0) {
 		free(t);
 		return NULL;
@@ -94,7 +94,7 @@ static struct tls *tls_new(const struct tls_creds *c)
 	gnutls_transport_set_vec_push_function(t->session, tls_push);
 	gnutls_handshake_set_max_packet_length(t->session, TLS_HANDSHAKE_MESSAGE);
 	rc = gnutls_priority_set(t->session, c->priorities);
-	if (rc >= 0)
+	if (rc >= 0 && side == GNUTLS_SERVER)
 		rc = use_creds(t);
 	if (rc < 0) {
 		tls_free(t, -1);
@@ -111,6 +111,8 @@ void tls_free(struct tls *t, int fd)
 	    t->out_len)
 		send(fd, t->out, t->out_len, MSG_DONTWAIT | MSG_NOSIGNAL);
 	gnutls_deinit(t->session);
+	if (t->psk)
+		gnutls_psk_free_client_credentials(t->psk);
 	free(t->in);
 	free(t->out);
 	free(t->peer);
@@ -120,15 +122,9 @@ void tls_free(struct tls *t, int fd)
 
 /* -- the handshake ----------------------------------------------------------- */
 
-struct step {
-	struct tls *t;
-	int rc;
-};
-
-/* On a worker: all that can be done with the bytes that are there. */
-static void handshake_work(void *arg)
+void tls_step_work(void *arg)
 {
-	struct step *s = arg;
+	struct tls_step *s = arg;
 
 	do
 		s->rc = gnutls_handshake(s->t->session);
@@ -139,12 +135,12 @@ static void handshake_work(void *arg)
 
 static int handshake_step(struct tls *t)
 {
-	struct step s = { .t = t };
+	struct tls_step s = { .t = t };
 
 	while (handshakes >= TLS_HANDSHAKES)
 		co_queue_wait(&handshakes_wait);
 	handshakes++;
-	loop_work(handshake_work, &s);
+	loop_work(tls_step_work, &s);
 	handshakes--;
 	co_queue_wake_one(&handshakes_wait);
 	return s.rc;
@@ -160,7 +156,7 @@ static const char *why(const struct tls *t, int rc)
 }
 
 /* What is wrong with a certificate, in GnuTLS's words. */
-static int fail(struct tls *t, int rc, struct error *err)
+int tls_fail(struct tls *t, int rc, struct error *err)
 {
 	unsigned status = gnutls_session_get_verify_cert_status(t->session);
 	gnutls_datum_t text = { 0 };
@@ -180,7 +176,7 @@ static int handshake(struct stream *s, struct tls *t, struct error *err)
 		ssize_t n;
 
 		if (done < 0 && done != GNUTLS_E_AGAIN)
-			return fail(t, done, err);
+			return tls_fail(t, done, err);
 		if (rc)
 			return error_errno(err, rc, "TLS handshake failed");
 		if (done >= 0)
@@ -248,7 +244,7 @@ static int check(struct tls *t, struct error *err)
 }
 
 /* The receive buffer of somebody who has proven who he is may be larger. */
-static int grow(struct tls *t)
+int tls_grow(struct tls *t)
 {
 	uint8_t *p = malloc(TLS_IN);
 
@@ -265,7 +261,7 @@ static int grow(struct tls *t)
 
 int tls_accept(struct stream *s, const struct tls_creds *c, struct error *err)
 {
-	struct tls *t = tls_new(c);
+	struct tls *t = tls_new(c, GNUTLS_SERVER);
 	int rc;
 
 	if (!t)
@@ -273,7 +269,7 @@ int tls_accept(struct stream *s, const struct tls_creds *c, struct error *err)
 	rc = handshake(s, t, err);
 	if (!rc)
 		rc = check(t, err);
-	if (!rc && grow(t))
+	if (!rc && tls_grow(t))
 		rc = error_set(err, -ENOMEM, "TLS handshake failed: out of memory");
 	if (rc) {
 		t->dead = true;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* tls: TLS under a stream, the server's side.
+/* tls: TLS under a stream.
  *
- * tls.c       the handshake, who the peer is, the end
+ * tls.c       the server's handshake, who the peer is, the end
+ * tls-client.c  the client's
  * tls-io.c    records
  *
  * GnuTLS never sees the socket: its bytes come from and go to buffers, and the
@@ -25,6 +26,11 @@ struct tls_creds;
  * under TLS; C must outlive the stream.  -errno with a text for the log: the stream is
  * of no use any more.  A time limit is the caller's, who shuts it down. */
 int tls_accept(struct stream *s, const struct tls_creds *c, struct error *err);
+
+/* The same from the other side, on any loop.  HOSTNAME, which must outlive the stream, is
+ * what the server's certificate has to be for; NULL where keys are used. */
+int tls_connect(struct stream *s, const struct tls_creds *c, const char *hostname,
+		struct error *err);
 
 /* Who the peer has proven to be: the distinguished name in its certificate or the user
  * of its key; NULL when it has shown nothing. */

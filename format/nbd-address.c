@@ -126,7 +126,6 @@ void nbd_target_unref(struct nbd_target *t)
 	free(t->port);
 	free(t->cid);
 	free(t->export);
-	free(t->tls_id);
 	free(t->tls_hostname);
 	free(t);
 }

@@ -104,6 +104,20 @@ static int greet(struct stream *s, bool *no_zeroes, struct error *err)
 	return rc ? lost(err, rc) : 0;
 }
 
+static int start_tls(struct stream *s, const struct nbd_target *t, struct error *err)
+{
+	struct option_reply r;
+	int rc = option_send(s, NBD_OPT_STARTTLS, NULL, 0, err);
+
+	if (!rc)
+		rc = option_receive(s, NBD_OPT_STARTTLS, &r, err);
+	if (rc)
+		return rc;
+	if (r.type != NBD_REP_ACK)
+		return error_set(err, -EACCES, "The NBD server does not support TLS");
+	return tls_connect(s, t->tls_creds, t->tls_hostname, err);
+}
+
 static int ask_structured(struct stream *s, struct nbd_info *info, struct error *err)
 {
 	struct option_reply r;
@@ -238,6 +252,8 @@ int nbd_handshake(struct stream *s, const struct nbd_target *t, struct nbd_info 
 	int rc = greet(s, &no_zeroes, err);
 
 	*info = (struct nbd_info){ .block_min = 1, .block_max = NBD_PAYLOAD_MAX };
+	if (!rc && t->tls)
+		rc = start_tls(s, t, err);
 	if (!rc)
 		rc = ask_structured(s, info, err);
 	if (!rc && info->structured)

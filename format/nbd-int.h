@@ -23,6 +23,7 @@
 #include "common/nbd-proto.h"
 #include "common/objects.h"
 #include "common/stream.h"
+#include "common/tls-creds.h"
 #include "format/node.h"
 #include "format/ranges.h"
 
@@ -44,9 +45,9 @@ struct nbd_target {
 	bool abstract, tight, numeric, ipv4, ipv6, has_ipv4, has_ipv6;
 	int fd;				/* NBD_SERVER_FD: the socket, until it is used; -1 */
 	char *export;
-	char *tls_id, *tls_hostname;
+	char *tls_hostname;
 	struct object *tls;		/* a reference; NULL: in the clear */
-	void *tls_data;
+	const struct tls_creds *tls_creds;
 };
 
 /* What the server said of the export. */

@@ -270,15 +270,30 @@ static int take_seconds(struct json_object *opts, const char *key, uint64_t *ns,
 	return rc;
 }
 
+/* A certificate is for a name: that of the host, unless another one is given. */
 static int take_tls(struct nbd_target *t, struct json_object *opts, struct error *err)
 {
-	static const char *const unsupported[] = { "tls-creds", "tls-hostname", "x-dirty-bitmap", NULL };
+	char *id = NULL;
+	int rc = opts_str(opts, "tls-creds", &id, err);
 
-	for (unsigned i = 0; unsupported[i]; i++)
-		if (json_object_object_get_ex(opts, unsupported[i], NULL))
-			return error_set(err, -ENOTSUP, "nbd: the option '%s' is not supported",
-					 unsupported[i]);
-	return 0;
+	if (!rc)
+		rc = opts_str(opts, "tls-hostname", &t->tls_hostname, err);
+	if (!rc && json_object_object_get_ex(opts, "x-dirty-bitmap", NULL))
+		rc = error_set(err, -ENOTSUP, "nbd: the option 'x-dirty-bitmap' is not supported");
+	if (!rc && t->tls_hostname && !id)
+		rc = error_set(err, -EINVAL, "tls-hostname requires tls-creds");
+	if (!rc && id) {
+		t->tls_creds = tls_creds_get(id, TLS_CLIENT, &t->tls, err);
+		rc = t->tls_creds ? 0 : -ENOENT;
+	}
+	free(id);
+	if (rc || !t->tls)
+		return rc;
+	if (!t->tls_hostname && t->type == NBD_SERVER_INET)
+		t->tls_hostname = strdup(t->path);
+	if (!t->tls_hostname && t->tls_creds->kind == TLS_X509 && t->tls_creds->verify_peer)
+		rc = error_set(err, -EINVAL, "tls-hostname is required: there is no name to check the server's certificate against");
+	return rc;
 }
 
 static int take_options(struct nbd *s, struct json_object *opts, struct error *err)
@@ -414,7 +429,7 @@ static void nbd_hurry(struct node *n, bool on)
 }
 
 static const char *const nbd_options[] = {
-	"server", "export", "reconnect-delay", "open-timeout", NULL,
+	"server", "export", "tls-creds", "tls-hostname", "reconnect-delay", "open-timeout", NULL,
 };
 
 const struct node_driver nbd_driver = {
