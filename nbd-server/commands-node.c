@@ -83,7 +83,7 @@ static struct loop *loop_of_children(struct json_object *opts)
 	return NULL;
 }
 
-static struct loop *loop_in_turn(void)
+struct loop *command_loop_in_turn(void)
 {
 	static unsigned turn;
 
@@ -119,7 +119,7 @@ COMMAND(command_blockdev_add)
 	a.place.graph = &the_daemon.graph;
 	a.place.loop = loop_of_children(args);
 	if (!a.place.loop)
-		a.place.loop = loop_in_turn();
+		a.place.loop = command_loop_in_turn();
 	a.place.io = loop_io(a.place.loop);
 	loop_call(a.place.loop, add_on_loop, &a);
 	return a.rc;

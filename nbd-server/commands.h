@@ -10,6 +10,7 @@
 #include "common/error.h"
 #include "nbd-server/qmp.h"
 
+struct loop;
 struct node;
 
 #define COMMAND(name) \
@@ -23,6 +24,17 @@ COMMAND(command_query_named_block_nodes);
 /* commands-device.c */
 COMMAND(command_query_block);
 COMMAND(command_query_blockstats);
+/* commands-job.c */
+COMMAND(command_query_jobs);
+COMMAND(command_job_pause);
+COMMAND(command_job_resume);
+COMMAND(command_job_cancel);
+COMMAND(command_job_complete);
+COMMAND(command_job_finalize);
+COMMAND(command_job_dismiss);
+void commands_job_init(void);
+/* commands-create.c */
+COMMAND(command_blockdev_create);
 /* commands-qom.c */
 COMMAND(command_qom_list);
 COMMAND(command_qom_get);
@@ -62,6 +74,8 @@ extern const struct qmp_arg args_object_del[];
 extern const char *const tls_values[];
 extern const struct qmp_arg args_nothing[];
 extern const struct qmp_arg args_blockstats[];
+extern const struct qmp_arg args_job[];
+extern const struct qmp_arg args_blockdev_create[];
 extern const struct qmp_arg args_qom_list[];
 extern const struct qmp_arg args_qom_get[];
 extern const struct qmp_arg args_qom_set[];
@@ -85,7 +99,9 @@ struct json_object *block_device_info(struct node *n, bool flat);
 /* All nodes that there are now, each with one more reference; malloc'd. */
 struct node **command_all_nodes(unsigned *n);
 
-/* commands-node.c: a node with one more reference, or NULL. */
+/* commands-node.c: where the next disk goes. */
+struct loop *command_loop_in_turn(void);
+/* A node with one more reference, or NULL. */
 struct node *command_node_find(const char *name);
 /* Gives the reference back on the node's loop; NULL is fine. */
 void command_node_unref(struct node *n);

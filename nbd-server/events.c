@@ -18,7 +18,7 @@
 #include "format/node.h"
 #include "nbd-server/daemon.h"
 #include "nbd-server/export.h"
-#include "nbd-server/qmp.h"
+#include "nbd-server/qmp-types.h"
 
 #define PENDING_MAX 256
 #define IO_ERROR_PERIOD 1000000000ull	/* ns, QEMU's */
@@ -27,11 +27,6 @@
 
 static const char *const operations[] = { "read", "write", NULL };
 static const char *const actions[] = { "ignore", "report", "stop", NULL };
-static const char *const job_states[] = {
-	"undefined", "created", "running", "paused", "ready", "standby", "waiting", "pending",
-	"aborting", "concluded", "null", NULL,
-};
-
 static const struct qmp_arg data_corrupted[] = {
 	{ "device", QMP_STR, true },
 	{ "node-name", QMP_STR, false },
@@ -62,7 +57,7 @@ static const struct qmp_arg data_threshold[] = {
 
 static const struct qmp_arg data_job[] = {
 	{ "id", QMP_STR, true },
-	{ "status", QMP_STR, true, .values = job_states },
+	{ "status", QMP_STR, true, .values = qmp_job_states },
 	{ NULL },
 };
 

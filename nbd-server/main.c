@@ -16,6 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backup/job.h"
 #include "bitmaps/bitmap.h"
 #include "common/authz.h"
 #include "common/log.h"
@@ -49,6 +50,7 @@ static void end_run(void *arg)
 	monitor_quiesce();
 	listener_stop_all(NULL);
 	export_close_all();
+	job_cancel_all();
 	command_nodes_close();
 	monitor_close_all();
 	chardev_close_all();
@@ -185,6 +187,7 @@ int main(int argc, char **argv)
 	bitmaps_init();
 	register_classes();
 	events_init();
+	commands_job_init();
 	if (prepare(&err)) {
 		fail(&err);
 	} else {

@@ -454,3 +454,26 @@ static const struct qmp_arg item_property = { "null", QMP_OBJECT, .members = pro
 const struct qmp_arg ret_qom_list = { "null", QMP_ARRAY, .item = &item_property };
 
 const struct qmp_arg ret_any = { "null", QMP_ANY };
+
+/* -- jobs -------------------------------------------------------------------------------- */
+
+static const char *const job_types[] = { "create", NULL };
+
+const char *const qmp_job_states[] = {
+	"undefined", "created", "running", "paused", "ready", "standby", "waiting", "pending",
+	"aborting", "concluded", "null", NULL,
+};
+
+static const struct qmp_arg job_info[] = {
+	{ "id", QMP_STR, true },
+	{ "type", QMP_STR, true, .values = job_types },
+	{ "status", QMP_STR, true, .values = qmp_job_states },
+	{ "current-progress", QMP_INT, true },
+	{ "total-progress", QMP_INT, true },
+	{ "error", QMP_STR, false },
+	{ NULL },
+};
+
+static const struct qmp_arg item_job = { "null", QMP_OBJECT, .members = job_info };
+
+const struct qmp_arg ret_jobs = { "null", QMP_ARRAY, .item = &item_job };

@@ -12,11 +12,14 @@ extern const struct qmp_arg ret_named_nodes;	/* [BlockDeviceInfo] */
 extern const struct qmp_arg ret_blocks;		/* [BlockInfo] */
 extern const struct qmp_arg ret_exports;	/* [BlockExportInfo] */
 extern const struct qmp_arg ret_stats;		/* [BlockStats] */
+extern const struct qmp_arg ret_jobs;		/* [JobInfo] */
 extern const struct qmp_arg ret_status;		/* StatusInfo */
 extern const struct qmp_arg ret_name;		/* NameInfo */
 extern const struct qmp_arg ret_tpm;		/* [TPMInfo] */
 extern const struct qmp_arg ret_iothreads;	/* [IOThreadInfo] */
 extern const struct qmp_arg ret_qom_list;	/* [ObjectPropertyInfo] */
 extern const struct qmp_arg ret_any;
+
+extern const char *const qmp_job_states[];	/* JobStatus */
 
 #endif

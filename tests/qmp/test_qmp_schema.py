@@ -78,6 +78,9 @@ PROBES = [
     "query-named-block-nodes/ret-type/image/format-specific/+qcow2/data/bitmaps/flags",
     "query-block/ret-type/inserted/dirty-bitmaps/recording", "query-block/ret-type/qdev",
     "query-block-exports/ret-type/shutting-down",
+    "blockdev-create/arg-type/job-id", "blockdev-create/arg-type/options/+qcow2/data-file-raw",
+    "blockdev-create/arg-type/options/+file/preallocation/^falloc", "query-jobs/ret-type/current-progress",
+    "job-dismiss/arg-type/id", "query-blockstats/arg-type/query-nodes", "qom-set/arg-type/value",
     "BLOCK_IO_ERROR/arg-type/nospace", "BLOCK_WRITE_THRESHOLD/arg-type/amount-exceeded",
     "JOB_STATUS_CHANGE/arg-type/status/^concluded",
 ]

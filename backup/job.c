@@ -1,0 +1,468 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* job: states and verbs, and the way from one to the next: see job.h.
+ *
+ * Which state may follow which, and which verb a state takes, are QEMU's tables
+ * (its docs of QAPI's JobStatus and JobVerb).
+ */
+#include "backup/job.h"
+
+#include <assert.h>
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/loop.h"
+
+void (*job_status_hook)(const struct job *j);
+
+static struct job *jobs;
+static struct co_queue jobs_gone;	/* woken when a job has ended or gone */
+
+/* -- tables ------------------------------------------------------------------------ */
+
+static const char *const status_names[JOB_STATUS_COUNT] = {
+	"undefined", "created", "running", "paused", "ready", "standby", "waiting", "pending",
+	"aborting", "concluded", "null",
+};
+
+#define BIT(s) (1u << JOB_##s)
+
+static const unsigned may_follow[JOB_STATUS_COUNT] = {
+	[JOB_UNDEFINED] = BIT(CREATED),
+	[JOB_CREATED] = BIT(RUNNING) | BIT(ABORTING) | BIT(NULL),
+	[JOB_RUNNING] = BIT(PAUSED) | BIT(READY) | BIT(WAITING) | BIT(ABORTING),
+	[JOB_PAUSED] = BIT(RUNNING),
+	[JOB_READY] = BIT(STANDBY) | BIT(WAITING) | BIT(ABORTING),
+	[JOB_STANDBY] = BIT(READY),
+	[JOB_WAITING] = BIT(PENDING) | BIT(ABORTING),
+	[JOB_PENDING] = BIT(ABORTING) | BIT(CONCLUDED),
+	[JOB_ABORTING] = BIT(CONCLUDED),
+	[JOB_CONCLUDED] = BIT(NULL),
+};
+
+enum verb { CANCEL, PAUSE, RESUME, COMPLETE, FINALIZE, DISMISS, VERB_COUNT };
+
+static const struct {
+	const char *name;
+	unsigned states;		/* that take it */
+} verbs[VERB_COUNT] = {
+	[CANCEL] = { "cancel", BIT(CREATED) | BIT(RUNNING) | BIT(PAUSED) | BIT(READY) |
+			       BIT(STANDBY) | BIT(WAITING) | BIT(PENDING) },
+	[PAUSE] = { "pause", BIT(CREATED) | BIT(RUNNING) | BIT(PAUSED) | BIT(READY) |
+			     BIT(STANDBY) },
+	[RESUME] = { "resume", BIT(CREATED) | BIT(RUNNING) | BIT(PAUSED) | BIT(READY) |
+			       BIT(STANDBY) },
+	[COMPLETE] = { "complete", BIT(READY) },
+	[FINALIZE] = { "finalize", BIT(PENDING) },
+	[DISMISS] = { "dismiss", BIT(CONCLUDED) },
+};
+
+const char *job_status_name(enum job_status s)
+{
+	return status_names[s];
+}
+
+static int check_verb(const struct job *j, enum verb v, struct error *err)
+{
+	if (verbs[v].states & (1u << j->status))
+		return 0;
+	return error_set(err, -EPERM, "Job '%s' in state '%s' cannot accept command verb '%s'",
+			 j->id, status_names[j->status], verbs[v].name);
+}
+
+static void set_status(struct job *j, enum job_status s)
+{
+	assert(may_follow[j->status] & (1u << s));
+	j->status = s;
+	if (job_status_hook)
+		job_status_hook(j);
+}
+
+/* -- the list ------------------------------------------------------------------------ */
+
+struct job *job_list(void)
+{
+	return jobs;
+}
+
+static struct job *lookup(const char *id)
+{
+	struct job *j = jobs;
+
+	while (j && strcmp(j->id, id))
+		j = j->next;
+	return j;
+}
+
+struct job *job_find(const char *id, struct error *err)
+{
+	struct job *j = lookup(id);
+
+	if (!j)
+		error_set(err, -ENOENT, "Job not found");
+	return j;
+}
+
+/* QEMU's id_wellformed(). */
+static bool id_wellformed(const char *id)
+{
+	if (!isalpha((unsigned char)id[0]))
+		return false;
+	for (; *id; id++)
+		if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
+			return false;
+	return true;
+}
+
+static void job_free(struct job *j)
+{
+	if (j->driver->free)
+		j->driver->free(j);
+	free(j->id);
+	free(j);
+}
+
+struct job *job_new(const struct job_driver *driver, const char *id, struct loop *loop,
+		    void *data, struct error *err)
+{
+	struct job *j = NULL, **p = &jobs;
+
+	if (!id_wellformed(id))
+		error_set(err, -EINVAL, "Invalid job ID '%s'", id);
+	else if (lookup(id))
+		error_set(err, -EEXIST, "Job ID '%s' already in use", id);
+	else
+		j = calloc(1, sizeof(*j));
+	if (!j || !(j->id = strdup(id))) {
+		if (err && !err->code)
+			error_set(err, -ENOMEM, "Out of memory");
+		free(j);
+		return NULL;
+	}
+	j->driver = driver;
+	j->data = data;
+	j->main = loop_self();
+	j->loop = loop;
+	j->auto_finalize = j->auto_dismiss = true;
+	while (*p)
+		p = &(*p)->next;
+	*p = j;
+	set_status(j, JOB_CREATED);
+	return j;
+}
+
+static void job_remove(struct job *j)
+{
+	struct job **p = &jobs;
+
+	set_status(j, JOB_NULL);
+	while (*p != j)
+		p = &(*p)->next;
+	*p = j->next;
+	while (j->wakers)
+		co_queue_wait(&jobs_gone);
+	job_free(j);
+	co_queue_wake_all(&jobs_gone);
+}
+
+/* -- the end of the work, on the main loop --------------------------------------------- */
+
+static void conclude(struct job *j)
+{
+	if (j->driver->clean)
+		j->driver->clean(j);
+	j->settling = false;
+	set_status(j, JOB_CONCLUDED);
+	co_queue_wake_all(&jobs_gone);
+	if (j->auto_dismiss)
+		job_remove(j);
+}
+
+static void job_abort(struct job *j)
+{
+	j->settling = true;
+	if (!j->error.code)
+		error_set(&j->error, -ECANCELED, "%s", strerror(ECANCELED));
+	set_status(j, JOB_ABORTING);
+	if (j->driver->abort)
+		j->driver->abort(j);
+	conclude(j);
+}
+
+static void job_finalize(struct job *j)
+{
+	j->settling = true;
+	if (j->driver->commit)
+		j->driver->commit(j);
+	conclude(j);
+}
+
+static void job_worked(struct job *j)
+{
+	struct error err = ERROR_INIT;
+
+	j->working = false;
+	if (j->error.code || job_is_cancelled(j)) {
+		job_abort(j);
+		return;
+	}
+	set_status(j, JOB_WAITING);
+	j->settling = true;
+	if (j->driver->prepare && j->driver->prepare(j, &err)) {
+		j->error = err;
+		job_abort(j);
+		return;
+	}
+	j->settling = false;
+	if (job_is_cancelled(j)) {
+		job_abort(j);
+		return;
+	}
+	set_status(j, JOB_PENDING);
+	if (j->auto_finalize)
+		job_finalize(j);
+}
+
+/* -- between the loops ------------------------------------------------------------------- */
+
+static void worked_on_main(void *arg)
+{
+	job_worked(arg);
+}
+
+static void work(void *arg)
+{
+	struct job *j = arg;
+	struct error err = ERROR_INIT;
+	int rc = job_pause_point(j);
+
+	if (!rc)
+		rc = j->driver->run(j, &err);
+	if (rc && !err.code)
+		error_set(&err, rc, "%s", strerror(-rc));
+	j->error = err;			/* the main loop looks at it from here on */
+	loop_call(j->main, worked_on_main, j);
+}
+
+/* The message that starts the work: nobody waits for its end. */
+struct start {
+	struct loop_msg msg;
+	struct job *job;
+};
+
+static void start_on_loop(struct loop_msg *m)
+{
+	struct job *j = ((struct start *)m)->job;
+
+	free(m);
+	co_start(work, j);
+}
+
+void job_start(struct job *j)
+{
+	struct start *s = malloc(sizeof(*s));
+
+	if (!s) {
+		error_set(&j->error, -ENOMEM, "Out of memory");
+		job_abort(j);
+		return;
+	}
+	*s = (struct start){ .msg.fn = start_on_loop, .job = j };
+	j->working = true;
+	set_status(j, JOB_RUNNING);
+	loop_post(j->loop, &s->msg);
+}
+
+static void wake_on_loop(void *arg)
+{
+	struct job *j = arg;
+
+	co_queue_wake_all(&j->wake);
+}
+
+/* The work may end, and the job with it, while the call is under way: it waits for us. */
+static void wake(struct job *j)
+{
+	if (!j->working)
+		return;
+	j->wakers++;
+	loop_call(j->loop, wake_on_loop, j);
+	j->wakers--;
+	co_queue_wake_all(&jobs_gone);
+}
+
+/* -- the work's side ------------------------------------------------------------------------ */
+
+static void paused_on_main(void *arg)
+{
+	struct job *j = arg;
+
+	if (j->pause_count)
+		set_status(j, j->status == JOB_READY ? JOB_STANDBY : JOB_PAUSED);
+}
+
+static void resumed_on_main(void *arg)
+{
+	struct job *j = arg;
+
+	if (j->status == JOB_STANDBY)
+		set_status(j, JOB_READY);
+	else if (j->status == JOB_PAUSED)
+		set_status(j, JOB_RUNNING);
+}
+
+static void ready_on_main(void *arg)
+{
+	struct job *j = arg;
+
+	if (j->status == JOB_RUNNING)
+		set_status(j, JOB_READY);
+}
+
+static bool should_pause(const struct job *j)
+{
+	return atomic_load_explicit(&j->pause_wanted, memory_order_relaxed) && !job_is_cancelled(j);
+}
+
+int job_pause_point(struct job *j)
+{
+	if (should_pause(j)) {
+		loop_call(j->main, paused_on_main, j);
+		while (should_pause(j))
+			co_queue_wait(&j->wake);
+		loop_call(j->main, resumed_on_main, j);
+	}
+	return job_is_cancelled(j) ? -ECANCELED : 0;
+}
+
+struct alarm {
+	struct loop_timer timer;
+	struct job *job;
+	bool over;
+};
+
+static void alarm_over(struct loop_timer *t)
+{
+	struct alarm *a = (struct alarm *)t;
+
+	a->over = true;
+	co_queue_wake_all(&a->job->wake);
+}
+
+int job_sleep(struct job *j, uint64_t ns)
+{
+	struct alarm a = { .job = j };
+
+	loop_timer_set(&a.timer, loop_now() + ns, alarm_over);
+	while (!a.over && !job_is_cancelled(j) && !should_pause(j))
+		co_queue_wait(&j->wake);
+	loop_timer_cancel(&a.timer);
+	return job_pause_point(j);
+}
+
+void job_set_ready(struct job *j)
+{
+	loop_call(j->main, ready_on_main, j);
+}
+
+/* -- verbs ------------------------------------------------------------------------------------ */
+
+int job_user_pause(struct job *j, struct error *err)
+{
+	int rc = check_verb(j, PAUSE, err);
+
+	if (rc)
+		return rc;
+	if (j->user_paused)
+		return error_set(err, -EBUSY, "Job is already paused");
+	j->user_paused = true;
+	j->pause_count++;
+	j->pause_wanted = true;
+	wake(j);			/* out of its sleep, to its pause point */
+	return 0;
+}
+
+int job_user_resume(struct job *j, struct error *err)
+{
+	int rc;
+
+	if (!j->user_paused)
+		return error_set(err, -EPERM, "Can't resume a job that was not paused");
+	rc = check_verb(j, RESUME, err);
+	if (rc)
+		return rc;
+	j->user_paused = false;
+	j->pause_count--;
+	j->pause_wanted = j->pause_count > 0;
+	wake(j);
+	return 0;
+}
+
+int job_user_cancel(struct job *j, struct error *err)
+{
+	int rc = check_verb(j, CANCEL, err);
+
+	if (rc)
+		return rc;
+	j->cancelled = true;
+	if (j->working)
+		wake(j);
+	else if (!j->settling)
+		job_abort(j);
+	return 0;
+}
+
+int job_user_complete(struct job *j, struct error *err)
+{
+	int rc = check_verb(j, COMPLETE, err);
+
+	if (rc)
+		return rc;
+	if (job_is_cancelled(j) || !j->driver->complete)
+		return error_set(err, -EPERM, "The active block job '%s' cannot be completed", j->id);
+	return j->driver->complete(j, err);
+}
+
+int job_user_finalize(struct job *j, struct error *err)
+{
+	int rc = check_verb(j, FINALIZE, err);
+
+	if (!rc && j->settling)
+		rc = error_set(err, -EBUSY, "Job '%s' is being finalized", j->id);
+	if (!rc)
+		job_finalize(j);
+	return rc;
+}
+
+int job_user_dismiss(struct job *j, struct error *err)
+{
+	int rc = check_verb(j, DISMISS, err);
+
+	if (!rc)
+		job_remove(j);
+	return rc;
+}
+
+static struct job *any_unfinished(void)
+{
+	struct job *j = jobs;
+
+	while (j && j->status == JOB_CONCLUDED)
+		j = j->next;
+	return j;
+}
+
+void job_cancel_all(void)
+{
+	struct job *j;
+
+	while ((j = any_unfinished())) {
+		struct error err = ERROR_INIT;
+
+		if (job_is_cancelled(j) || j->settling || job_user_cancel(j, &err))
+			co_queue_wait(&jobs_gone);
+	}
+	while (jobs)
+		job_remove(jobs);
+}
