@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* address: binding.  Options are read and refused first, then sockets made.
  *
- * A file in the way of a unix socket is removed when it is a socket, as QEMU
- * does: the one who listened there before has died, or loses.  Anything else
- * is left alone, and bind(2) says so.
+ * A socket file in the way of a unix socket is removed when nobody listens on it:
+ * a daemon that was killed left it.  Anything else is left alone, and bind(2) says
+ * so.  What a killed process listened on, its ring can hold for tens of milliseconds
+ * longer: what is in use is tried again for a while.
  */
 #include "nbd-server/address-int.h"
 
@@ -13,6 +14,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +28,8 @@
 #include "common/options.h"
 
 #define ADDRESS_SEND_BUFFER (4 << 20)	/* bytes */
+#define IN_USE_RETRIES 50
+#define IN_USE_PAUSE 20000000u		/* ns */
 
 /* -- unix ------------------------------------------------------------------- */
 
@@ -51,12 +55,37 @@ static int unix_fill(const struct unix_options *o, struct sockaddr_un *un, sockl
 	return 0;
 }
 
-static void unix_remove_stale(const char *path)
+/* Whether somebody listens there.  *DYING: a process that is gone already. */
+static bool unix_is_served(const struct sockaddr_un *un, socklen_t len, bool *dying)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	struct ucred peer = { 0 };
+	socklen_t peer_len = sizeof(peer);
+	bool served;
+
+	if (fd < 0)
+		return false;
+	served = connect(fd, (const struct sockaddr *)un, len) == 0 || errno == EAGAIN;
+	if (served && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &peer_len) == 0)
+		*dying = peer.pid > 0 && kill(peer.pid, 0) < 0 && errno == ESRCH;
+	close(fd);
+	return served;
+}
+
+static int unix_remove_stale(const char *path, const struct sockaddr_un *un, socklen_t len)
 {
 	struct stat st;
+	bool dying = false;
 
-	if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode))
-		unlink(path);
+	if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode))
+		return 0;
+	for (unsigned i = 0; unix_is_served(un, len, &dying); i++) {
+		if (!dying || i == IN_USE_RETRIES)
+			return -EADDRINUSE;
+		io_sleep(loop_io(loop_self()), IN_USE_PAUSE);
+	}
+	unlink(path);
+	return 0;
 }
 
 static int unix_listen(struct unix_options *o, struct address *a, struct error *err)
@@ -73,7 +102,9 @@ static int unix_listen(struct unix_options *o, struct address *a, struct error *
 	a->waits[a->n_fds] = a->fds[a->n_fds] = fd;
 	a->n_fds++;
 	if (!o->abstract)
-		unix_remove_stale(o->path);
+		rc = unix_remove_stale(o->path, &un, len);
+	if (rc)
+		return error_errno(err, rc, "Failed to bind socket to %s", o->path);
 	if (bind(fd, (struct sockaddr *)&un, len) < 0)
 		return error_errno(err, -errno, "Failed to bind socket to %s", o->path);
 	a->path = o->path;

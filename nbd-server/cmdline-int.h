@@ -46,6 +46,7 @@ void cmdline_queue(struct cmdline *c, const struct setting *s);
 void cmdline_refuse(const char *what, const char *reason)
 	__attribute__((noreturn));
 
+int cmdline_run_setting(const struct cmdline *c, const struct setting *s, struct error *err);
 /* The object that S is run with, a private copy; NULL with ERR set. */
 struct json_object *cmdline_object(const struct setting *s, struct error *err);
 

@@ -95,6 +95,8 @@ int cmdline_sandbox(struct cmdline *c, struct error *err)
 {
 	int rc = c->pidfile ? sandbox_allow_parent(c->pidfile, ALLOW_REMOVE, err) : 0;
 
+	if (!rc && c->state.dir)
+		rc = sandbox_allow(c->state.dir, ALLOW_READ | ALLOW_WRITE, err);
 	for (unsigned i = 0; i < c->n_settings && !rc; i++) {
 		struct error ignored = ERROR_INIT;	/* it is told when the setting is run */
 		struct json_object *o = cmdline_object(&c->settings[i], &ignored);

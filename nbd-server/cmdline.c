@@ -69,6 +69,21 @@ static void take_loops(struct cmdline *c, const char *text)
 	c->loops = (unsigned)n;
 }
 
+static void take_state(struct cmdline *c, const char *text)
+{
+	c->state.dir = text;
+}
+
+static void take_state_reset(struct cmdline *c, const char *text)
+{
+	c->state.reset = true;
+}
+
+static void take_state_skip(struct cmdline *c, const char *text)
+{
+	c->state.skip = true;
+}
+
 static void take_trace(struct cmdline *c, const char *text)
 {
 	fprintf(stderr, "merinod: warning: --trace %s: there are no trace events; ignored\n", text);
@@ -154,6 +169,12 @@ const struct option_def cmdline_options[] = {
 	{ .help = "The process:" },
 	{ "config", 0, "FILE", "read options from this file, which is JSON",
 	  .take = cmdline_take_config },
+	{ "state", 0, "DIR", "keep what there is in this directory, and make it again at the\n"
+	  "next start", .take = take_state, .member = "state" },
+	{ "state-reset", 0, NULL, "put aside what it has, and begin with the options",
+	  .take = take_state_reset },
+	{ "state-skip", 0, NULL, "start without what cannot be made again",
+	  .take = take_state_skip, .member = "state-skip" },
 	{ "allow-dir", 0, "DIR", "open no file outside of this directory, or of others given so",
 	  .take = cmdline_take_allow_dir, .member = "allow-dirs", .list = true },
 	{ "user", 0, "NAME|UID[:GROUP|GID]", "become this user when everything is open",
@@ -275,6 +296,10 @@ static void check(const struct cmdline *c)
 
 	if (!q->n_files && (q->read_only || q->format || q->socket || q->n_bitmaps))
 		cmdline_refuse("-r, -f, -k, -B", "no disk is named");
+	if (q->n_files && c->state.dir)
+		cmdline_refuse("--state", "goes with --blockdev and --export, not with disks");
+	if (!c->state.dir && (c->state.reset || c->state.skip))
+		cmdline_refuse("--state-reset, --state-skip", "there is no --state");
 	if (q->format && strcmp(q->format, "raw") && strcmp(q->format, "qcow2"))
 		cmdline_refuse("--format", "must be raw or qcow2");
 }
@@ -319,7 +344,7 @@ struct json_object *cmdline_object(const struct setting *s, struct error *err)
 	return o;
 }
 
-static int setting_run(const struct cmdline *c, const struct setting *s, struct error *err)
+int cmdline_run_setting(const struct cmdline *c, const struct setting *s, struct error *err)
 {
 	struct json_object *o = cmdline_object(s, err);
 	int rc = o ? s->def->run(o, err) : err->code;
@@ -336,8 +361,10 @@ static int setting_run(const struct cmdline *c, const struct setting *s, struct 
 
 int cmdline_run(struct cmdline *c, struct error *err)
 {
+	if (state_is_on())
+		return state_start(c, err);
 	for (unsigned i = 0; i < c->n_settings; i++) {
-		int rc = setting_run(c, &c->settings[i], err);
+		int rc = cmdline_run_setting(c, &c->settings[i], err);
 
 		if (rc)
 			return rc;

@@ -8,6 +8,7 @@
 #include "common/error.h"
 #include "nbd-server/quick.h"
 #include "nbd-server/sandbox.h"
+#include "nbd-server/state.h"
 
 struct json_object;
 
@@ -17,6 +18,7 @@ struct cmdline {
 	const char *pidfile;		/* NULL: none */
 	unsigned loops;			/* threads for disks */
 	struct sandbox sandbox;
+	struct state_options state;
 	struct quick quick;		/* merinod disk.qcow2 */
 	const char *config_path;	/* NULL: none */
 	struct json_object *config;	/* what is in it */

@@ -15,6 +15,7 @@
 #include "format/node.h"
 #include "nbd-server/export.h"
 #include "nbd-server/listener.h"
+#include "nbd-server/state.h"
 
 #define DEFAULT_CONNECTIONS 100
 #define DEFAULT_HANDSHAKE 10		/* seconds */
@@ -203,6 +204,7 @@ COMMAND(command_block_export_add)
 		.description = qmp_str(args, "description"),
 		.writable = qmp_bool(args, "writable", false),
 		.allocation_depth = qmp_bool(args, "allocation-depth", false),
+		.lossy = state_is_replaying(),
 		.bitmaps = json_object_object_get(args, "bitmaps"),
 	};
 	const char *name = qmp_str(args, "node-name");

@@ -16,6 +16,7 @@
 #include <json-c/json.h>
 
 #include "bitmaps/bitmap.h"
+#include "common/log.h"
 #include "common/loop.h"
 #include "common/nbd-proto.h"
 #include "nbd-server/events.h"
@@ -115,6 +116,11 @@ static int export_add_contexts(struct export *e, const struct export_options *o,
 	for (size_t i = 0; i < n; i++) {
 		int rc = export_add_bitmap(e, json_object_array_get_idx(o->bitmaps, i), err);
 
+		if (rc && o->lossy) {
+			log_warning("export '%s' is without a bitmap: %s", e->id, err->text);
+			*err = (struct error)ERROR_INIT;
+			rc = 0;
+		}
 		if (rc)
 			return rc;
 	}

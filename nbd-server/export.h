@@ -91,6 +91,7 @@ struct export_options {
 	struct node *node;
 	bool writable;
 	bool allocation_depth;
+	bool lossy;			/* go without those of BITMAPS that cannot be used */
 	struct json_object *bitmaps;	/* array of names and {"node":…,"name":…}; NULL: none */
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* main: the life of merinod.
  *
- *	options ─▶ background ─▶ pid file ─▶ sandbox ─▶ loops ─▶ images, exports
+ *	options ─▶ background ─▶ pid file, state ─▶ sandbox ─▶ loops ─▶ images, exports
  *	        ─▶ user ─▶ ready ─▶ … ─▶ end
  *
  * The main thread's loop serves the control sockets, the listeners and the
@@ -35,6 +35,7 @@
 #include "nbd-server/monitor.h"
 #include "nbd-server/notify.h"
 #include "nbd-server/process.h"
+#include "nbd-server/state.h"
 #include "nbd-server/user.h"
 
 struct daemon the_daemon;
@@ -92,6 +93,8 @@ static void start_run(void *arg)
 
 	if (!rc)
 		rc = user_drop(&err);
+	if (!rc)
+		rc = state_started(&err);
 	if (!rc)
 		rc = pidfile_write(&err);
 	if (rc) {
@@ -156,6 +159,10 @@ static int prepare(struct error *err)
 
 	if (!rc && cmdline.pidfile)
 		rc = pidfile_take(cmdline.pidfile, err);
+	if (!rc && cmdline.sandbox.user)
+		rc = user_find(cmdline.sandbox.user, err);
+	if (!rc)
+		rc = state_open(&cmdline.state, err);
 	if (!rc)
 		rc = cmdline_sandbox(&cmdline, err);
 	if (!rc)
@@ -196,6 +203,7 @@ int main(int argc, char **argv)
 	}
 	free_loops();
 	pidfile_drop();
+	state_close();
 	cmdline_free(&cmdline);
 	return exit_status;
 }

@@ -19,6 +19,7 @@
 
 #include "common/co.h"
 #include "common/options.h"
+#include "nbd-server/state.h"
 
 static struct co_mutex qmp_lock;
 
@@ -294,13 +295,16 @@ int qmp_keyval_types(const struct qmp_arg *args, struct json_object *o, struct e
 static int run_checked(const struct qmp_command *c, struct json_object *args,
 		       struct json_object **ret, struct error *err)
 {
+	struct state_change change;
 	int rc = qmp_check(c->args, args, c->open_args, "", err);
 
 	if (rc)
 		return rc;
 	if (!c->unlocked)
 		co_mutex_lock(&qmp_lock);
-	rc = c->run(args, ret, err);
+	rc = state_prepare(c->name, args, &change, err);
+	if (!rc)
+		rc = state_finish(&change, c->run(args, ret, err), err);
 	if (!c->unlocked)
 		co_mutex_unlock(&qmp_lock);
 	/* A handler that failed without a word still fails. */

@@ -123,10 +123,8 @@ static int filter(const struct sandbox *s, struct error *err)
 
 int sandbox_start(const struct sandbox *s, struct error *err)
 {
-	int rc = s->user ? user_find(s->user, err) : 0;
+	int rc = 0;
 
-	if (rc)
-		return rc;
 	if (!s->core)
 		no_core();
 	if (s->off || RUNNING_ON_VALGRIND) {

@@ -90,6 +90,13 @@ int user_find(const char *text, struct error *err)
 	return rc;
 }
 
+int user_give(int fd, struct error *err)
+{
+	if (wanted && fchown(fd, uid, gid) < 0)
+		return error_errno(err, -errno, "--user: cannot change an owner");
+	return 0;
+}
+
 int user_drop(struct error *err)
 {
 	if (!wanted)

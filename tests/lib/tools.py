@@ -4,6 +4,7 @@
 import json
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -85,3 +86,18 @@ def qemu_io(target, *commands, fmt="qcow2", options=()):
     done = run(*argv, target)
     assert "failed" not in done.stdout + done.stderr, done.stdout + done.stderr
     return done.stdout
+
+
+def trace(pid, expression, *paths):
+    """strace -e EXPRESSION of a running process, once it is attached; PATHS: only calls about these."""
+    argv = [need("strace"), "-f", "-qq", "-o", "/dev/null", "-e", expression, "-p", str(pid)]
+    for p in paths:
+        argv += ["-P", str(p)]
+    tracer = subprocess.Popen(argv)
+    deadline = time.monotonic() + 10
+    while True:
+        with open(f"/proc/{pid}/status") as f:
+            if f"TracerPid:\t{tracer.pid}" in f.read():
+                return tracer
+        assert time.monotonic() < deadline and tracer.poll() is None
+        time.sleep(0.01)
