@@ -4,7 +4,8 @@
  * Priorities.  TLS 1.3 and 1.2 only, key exchanges with forward secrecy only, and the
  * server's order wins: GnuTLS's own order puts ChaCha20 before AES-128, and a PSK in
  * TLS 1.3 can use no AES-256 suite (its hash is SHA-256), so that most clients would
- * end up with a cipher that is ten times slower where there are AES instructions.
+ * end up with a cipher that is ten times slower where there are AES instructions.  The
+ * order of the groups begins with the one that every client sends a share for.
  */
 #include "common/tls-creds.h"
 
@@ -17,7 +18,9 @@
 #include "common/options.h"
 #include "common/read-small.h"
 
-#define TLS_PRIORITY "NORMAL:-RSA:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305:%SERVER_PRECEDENCE"
+#define TLS_PRIORITY "NORMAL:-RSA:-CIPHER-ALL:+AES-128-GCM:+AES-256-GCM:+CHACHA20-POLY1305" \
+	":-GROUP-ALL:+GROUP-X25519:+GROUP-SECP256R1:+GROUP-SECP384R1:+GROUP-SECP521R1" \
+	":+GROUP-X448:+GROUP-FFDHE2048:+GROUP-FFDHE3072:+GROUP-FFDHE4096:%SERVER_PRECEDENCE"
 #define TLS_PRIORITY_PSK ":+ECDHE-PSK:+DHE-PSK"
 #define TLS_PRIORITY_ALWAYS ":-VERS-SSL3.0:-VERS-TLS1.0:-VERS-TLS1.1"
 

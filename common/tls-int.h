@@ -61,6 +61,14 @@ int tls_grow(struct tls *t);
 ssize_t tls_pull(gnutls_transport_ptr_t p, void *buf, size_t len);
 ssize_t tls_push(gnutls_transport_ptr_t p, const giovec_t *iov, int n);
 
+/* Whether RC means only that GnuTLS has handled a part of what is in IN, of which it had read up
+ * to BEFORE: it says GNUTLS_E_AGAIN after a fragment of a message, too. */
+static inline bool tls_goes_on(const struct tls *t, ssize_t rc, uint32_t before)
+{
+	return rc == GNUTLS_E_WARNING_ALERT_RECEIVED || rc == GNUTLS_E_INTERRUPTED ||
+	       (rc == GNUTLS_E_AGAIN && t->in_at < t->in_len && t->in_at != before);
+}
+
 /* Receives into IN, which is empty: bytes, 0 at the end, -errno. */
 ssize_t tls_fill(struct stream *s, struct tls *t);
 /* Sends all of OUT: 0 or -errno. */

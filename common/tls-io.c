@@ -122,8 +122,10 @@ static ssize_t open_records(struct tls *t, uint8_t *buf, size_t len)
 	ssize_t n = 0;
 
 	while (got < len) {
+		uint32_t before = t->in_at;
+
 		n = gnutls_record_recv(t->session, buf + got, len - got);
-		if (n == GNUTLS_E_WARNING_ALERT_RECEIVED || n == GNUTLS_E_INTERRUPTED)
+		if (tls_goes_on(t, n, before))
 			continue;
 		if (n <= 0)
 			break;
@@ -144,7 +146,7 @@ ssize_t tls_recv(struct stream *s, void *buf, size_t len)
 			return -EPIPE;
 		if (n >= 0)
 			return n;
-		if (n != GNUTLS_E_AGAIN || t->out_full) {
+		if (n != GNUTLS_E_AGAIN || t->out_full || t->in_at < t->in_len) {
 			t->dead = true;
 			return -EPROTO;
 		}

@@ -125,10 +125,14 @@ void tls_free(struct tls *t, int fd)
 void tls_step_work(void *arg)
 {
 	struct tls_step *s = arg;
+	uint32_t before;
 
-	do
+	do {
+		before = s->t->in_at;
 		s->rc = gnutls_handshake(s->t->session);
-	while (s->rc == GNUTLS_E_WARNING_ALERT_RECEIVED || s->rc == GNUTLS_E_INTERRUPTED);
+	} while (tls_goes_on(s->t, s->rc, before));
+	if (s->rc == GNUTLS_E_AGAIN && s->t->in_at < s->t->in_len)
+		s->rc = GNUTLS_E_UNEXPECTED_PACKET;	/* it does not want what is there */
 	if (s->rc < 0 && s->rc != GNUTLS_E_AGAIN)
 		gnutls_alert_send_appropriate(s->t->session, s->rc);
 }

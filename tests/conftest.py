@@ -12,6 +12,7 @@ import pytest
 sys.dont_write_bytecode = True
 
 from lib import daemon as daemon_module                  # noqa: E402
+from lib.pki import Pki                                  # noqa: E402
 
 
 # Debian's programs first: its nbdsh runs the `python3` of the PATH, which must be the one that has libnbd.
@@ -49,3 +50,11 @@ def daemon(tmp):
     factory = daemon_module.Factory(tmp)
     yield factory
     factory.end()
+
+
+@pytest.fixture(scope="session")
+def pki():
+    """Certificates and keys (see lib/pki.py), made once for each process that runs tests."""
+    path = pathlib.Path(tempfile.mkdtemp(prefix="mt-pki-", dir=os.environ.get("MERINO_TEST_DIR", "/tmp")))
+    yield Pki(path)
+    shutil.rmtree(path, ignore_errors=True)
