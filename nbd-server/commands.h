@@ -24,6 +24,10 @@ COMMAND(command_query_named_block_nodes);
 /* commands-device.c */
 COMMAND(command_query_block);
 COMMAND(command_query_blockstats);
+/* commands-block.c */
+COMMAND(command_block_resize);
+COMMAND(command_write_threshold);
+COMMAND(command_bitmap_sha256);
 /* commands-job.c */
 COMMAND(command_query_jobs);
 COMMAND(command_job_pause);
@@ -75,6 +79,8 @@ extern const char *const tls_values[];
 extern const struct qmp_arg args_nothing[];
 extern const struct qmp_arg args_blockstats[];
 extern const struct qmp_arg args_job[];
+extern const struct qmp_arg args_block_resize[];
+extern const struct qmp_arg args_write_threshold[];
 extern const struct qmp_arg args_blockdev_create[];
 extern const struct qmp_arg args_qom_list[];
 extern const struct qmp_arg args_qom_get[];

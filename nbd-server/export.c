@@ -37,6 +37,11 @@ const char *export_qdev(const struct export *e, char *buf, size_t size)
 	return buf;
 }
 
+void export_set_size(struct export *e, uint64_t size)
+{
+	e->size = size;
+}
+
 struct export *export_list(void)
 {
 	return exports;

@@ -112,6 +112,9 @@ void export_close_all(void);
  * and by ->next. */
 struct export *export_list(void);
 
+/* Main loop: the node has another size now; clients that ask from here on see it. */
+void export_set_size(struct export *e, uint64_t size);
+
 /* export-parent.c.  Coroutines, on the export's loop.  STOP: clients' requests wait
  * from now on, and those begun have ended; -ETIMEDOUT when they did not within
  * LIMIT_NS (0: any time): then nothing has changed. */

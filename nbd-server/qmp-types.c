@@ -477,3 +477,10 @@ static const struct qmp_arg job_info[] = {
 static const struct qmp_arg item_job = { "null", QMP_OBJECT, .members = job_info };
 
 const struct qmp_arg ret_jobs = { "null", QMP_ARRAY, .item = &item_job };
+
+static const struct qmp_arg sha256_info[] = {
+	{ "sha256", QMP_STR, true },
+	{ NULL },
+};
+
+const struct qmp_arg ret_sha256 = { "null", QMP_OBJECT, .members = sha256_info };

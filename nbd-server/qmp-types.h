@@ -13,6 +13,7 @@ extern const struct qmp_arg ret_blocks;		/* [BlockInfo] */
 extern const struct qmp_arg ret_exports;	/* [BlockExportInfo] */
 extern const struct qmp_arg ret_stats;		/* [BlockStats] */
 extern const struct qmp_arg ret_jobs;		/* [JobInfo] */
+extern const struct qmp_arg ret_sha256;		/* BlockDirtyBitmapSha256 */
 extern const struct qmp_arg ret_status;		/* StatusInfo */
 extern const struct qmp_arg ret_name;		/* NameInfo */
 extern const struct qmp_arg ret_tpm;		/* [TPMInfo] */
