@@ -3,6 +3,8 @@
 #ifndef MERINO_FILE_INT_H
 #define MERINO_FILE_INT_H
 
+#include <sys/types.h>
+
 #include "format/node.h"
 #include "format/ranges.h"
 
@@ -11,6 +13,12 @@ struct file {
 	bool locking;
 	unsigned perm_held;		/* lock bytes 100 + bit that are ours */
 	unsigned unshared_held;		/* lock bytes 200 + bit */
+	struct {			/* file-lock.c's list of all that hold any, under its lock */
+		struct file *next;
+		dev_t dev;
+		ino_t ino;
+		unsigned perm, unshared;
+	} holder;
 	bool flushing;
 	uint64_t flushes;		/* how many have ended */
 	int flush_error;		/* the first that failed: sticky, -errno */
@@ -18,7 +26,7 @@ struct file {
 	struct ranges direct_writes;	/* O_DIRECT: keeps read-modify-writes apart */
 };
 
-/* Makes the lock bytes say PERM and SHARED; waits up to 2 s for another's to go. */
+/* Makes the lock bytes say PERM and SHARED; waits for another's to go, as long as file_lock_patience() says. */
 int file_lock_set(struct file *s, const char *filename, unsigned perm, unsigned shared,
 		  struct error *err);
 void file_lock_drop(struct file *s);

@@ -5,10 +5,14 @@
  * 200 + bit; each is a shared lock (F_RDLCK) of the open file description that
  * does the I/O.  After taking our own bytes we ask, byte by byte, whether an
  * exclusive lock could be had: if not, somebody else holds it, and we conflict.
- * A killed process's ring can hold its file for tens of milliseconds: retry.
+ * A killed process's ring can hold its file for tens of milliseconds: retry, unless
+ * it is this process itself that is in the way (an image that backs itself, an image
+ * opened twice): all files that hold lock bytes are listed for that.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "format/file-int.h"
@@ -16,7 +20,17 @@
 #define LOCK_PERM_BASE 100
 #define LOCK_SHARED_BASE 200
 #define LOCK_RETRY_NS 20000000u
-#define LOCK_PATIENCE_NS 2000000000u
+
+static uint64_t lock_patience_ns = 2000000000u;
+
+/* Files that hold lock bytes, of all loops. */
+static pthread_mutex_t holders_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct file *holders;
+
+void file_lock_patience(uint64_t ns)
+{
+	lock_patience_ns = ns;
+}
 
 static const char *const bit_names[] = { "consistent read", "write", "write unchanged", "resize" };
 
@@ -58,6 +72,46 @@ static int lock_bytes(int fd, int base, unsigned want, unsigned keep, unsigned *
 			return rc;
 	}
 	return 0;
+}
+
+/* Lists S while it holds anything. */
+static void holders_update(struct file *s)
+{
+	bool holds = s->perm_held || s->unshared_held;
+	struct file **p = &holders;
+	struct stat st;
+
+	if (fstat(s->f->fd, &st))
+		return;
+	pthread_mutex_lock(&holders_lock);
+	while (*p && *p != s)
+		p = &(*p)->holder.next;
+	if (*p && !holds)
+		*p = s->holder.next;
+	else if (!*p && holds)
+		*p = s;
+	s->holder.next = holds ? s->holder.next : NULL;
+	s->holder.dev = st.st_dev;
+	s->holder.ino = st.st_ino;
+	s->holder.perm = s->perm_held;
+	s->holder.unshared = s->unshared_held;
+	pthread_mutex_unlock(&holders_lock);
+}
+
+/* Whether another open file of this process holds bytes that conflict with S. */
+static bool is_held_here(const struct file *s, unsigned perm, unsigned unshared)
+{
+	struct stat st;
+	bool found = false;
+
+	if (fstat(s->f->fd, &st))
+		return false;
+	pthread_mutex_lock(&holders_lock);
+	for (const struct file *o = holders; o && !found; o = o->holder.next)
+		found = o != s && o->holder.dev == st.st_dev && o->holder.ino == st.st_ino &&
+			((o->holder.unshared & perm) || (o->holder.perm & unshared));
+	pthread_mutex_unlock(&holders_lock);
+	return found;
 }
 
 /* On what others conflict with us. */
@@ -111,10 +165,12 @@ int file_lock_set(struct file *s, const char *filename, unsigned perm, unsigned 
 
 	if (s->f->fd < 0)
 		return 0;		/* the simulation has no other processes */
-	while ((rc = lock_try(s, perm, unshared, &conflict)) == -EBUSY && waited < LOCK_PATIENCE_NS) {
+	while ((rc = lock_try(s, perm, unshared, &conflict)) == -EBUSY && waited < lock_patience_ns &&
+	       !is_held_here(s, perm, unshared)) {
 		io_sleep(s->f->io, LOCK_RETRY_NS);
 		waited += LOCK_RETRY_NS;
 	}
+	holders_update(s);
 	if (rc == -EBUSY) {
 		error_set(err, -EAGAIN, "Failed to get %s\"%s\" lock", conflict.shared ? "shared " : "",
 			  conflict.name);
@@ -130,4 +186,5 @@ void file_lock_drop(struct file *s)
 {
 	lock_bytes(s->f->fd, LOCK_PERM_BASE, 0, 0, &s->perm_held);
 	lock_bytes(s->f->fd, LOCK_SHARED_BASE, 0, 0, &s->unshared_held);
+	holders_update(s);
 }

@@ -231,6 +231,10 @@ void node_hurry(struct node *n, bool on);
  * layers, 1 is N itself. */
 int node_map_chain(struct node *n, uint64_t off, uint64_t len, struct extents *x);
 
+/* How long (ns) whoever opens a file waits for another process's lock bytes to go.  At
+ * the start of the process; 2 s when nobody says. */
+void file_lock_patience(uint64_t ns);
+
 /* The driver is host_device: what lies behind the end, or was freed, is not zero. */
 bool node_on_block_device(const struct node *n);
 

@@ -17,11 +17,13 @@
 #include "common/keyval.h"
 #include "common/log.h"
 #include "common/options.h"
+#include "format/node.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/describe.h"
 #include "nbd-server/monitor.h"
 
 #define LOOPS_MAX 64
+#define LOCK_WAIT_MAX 60000u		/* ms */
 
 void cmdline_refuse(const char *what, const char *reason)
 {
@@ -84,6 +86,16 @@ static void take_state_skip(struct cmdline *c, const char *text)
 	c->state.skip = true;
 }
 
+static void take_lock_wait(struct cmdline *c, const char *text)
+{
+	char *end;
+	unsigned long ms = strtoul(text, &end, 10);
+
+	if (*text < '0' || *text > '9' || *end || ms > LOCK_WAIT_MAX)
+		cmdline_refuse("--lock-wait", "must be a number of milliseconds, 60000 at most");
+	file_lock_patience(ms * 1000000u);
+}
+
 static void take_trace(struct cmdline *c, const char *text)
 {
 	fprintf(stderr, "merinod: warning: --trace %s: there are no trace events; ignored\n", text);
@@ -140,8 +152,8 @@ static int run_object(struct json_object *o, struct error *err)
 const struct option_def cmdline_options[] = {
 	{ .help = "Serve images to people:" },
 	{ "read-only", 'r', NULL, "serve them read only", .take = take_read_only },
-	{ "format", 'f', "FORMAT", "their format, raw or qcow2; without it, qcow2 is\n"
-	  "recognised and anything else is served raw and read only", .take = take_format },
+	{ "format", 'f', "FORMAT", "their format, raw or qcow2; without it, qcow2 that names no\n"
+	  "other file is recognised and anything else is served raw and read only", .take = take_format },
 	{ "socket", 'k', "PATH", "listen on this unix socket; without it, on a private one",
 	  .take = take_socket },
 	{ "bitmap", 'B', "NAME", "offer this dirty bitmap of theirs; may be repeated",
@@ -189,6 +201,8 @@ const struct option_def cmdline_options[] = {
 	  .take = take_pidfile, .member = "pidfile" },
 	{ "loops", 0, "N", "threads that disks are spread over; default 1", .take = take_loops,
 	  .member = "loops" },
+	{ "lock-wait", 0, "MS", "wait so long for an image that another process has locked;\ndefault 2000",
+	  .take = take_lock_wait, .member = "lock-wait" },
 	{ "trace", 'T', "...", "accepted for qemu-storage-daemon's sake; does nothing",
 	  .take = take_trace },
 	{ "qmp-commands", 0, "FORMAT", NULL, .take = take_qmp_commands },

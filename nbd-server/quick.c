@@ -6,7 +6,9 @@
  * Without -f, a file that starts as qcow2 is taken for qcow2, anything else is
  * raw and read only.  Were it writable, a guest could write a qcow2 header into
  * its first sector, and the next start would follow that header's backing file
- * name wherever it points (HAZARDS.md 26).  With -f raw nothing is guessed.
+ * name wherever it points (HAZARDS.md 26).  With -f raw nothing is guessed.  A disk
+ * that was written to as raw may begin with such a header all the same: what is taken
+ * for qcow2 and names another file is refused until somebody says that it is qcow2.
  */
 #include "nbd-server/quick.h"
 
@@ -20,6 +22,7 @@
 
 #include <json-c/json.h>
 
+#include "common/bytes.h"
 #include "common/log.h"
 #include "nbd-server/activation.h"
 #include "nbd-server/listener.h"
@@ -133,11 +136,13 @@ struct image {
 	const char *format;
 };
 
-/* Whether FILE starts as qcow2 does; -errno. */
-static int starts_as_qcow2(const char *file)
+enum guess { GUESS_RAW, GUESS_QCOW2, GUESS_QCOW2_AND_MORE };
+
+/* What FILE starts as: GUESS_QCOW2_AND_MORE names a backing or data file.  -errno. */
+static int guess_format(const char *file)
 {
-	static const char magic[4] = { 'Q', 'F', 'I', '\xfb' };
-	char head[4];
+	static const uint8_t magic[4] = { 'Q', 'F', 'I', 0xfb };
+	uint8_t head[80] = { 0 };
 	int fd = open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	ssize_t n;
 
@@ -145,13 +150,16 @@ static int starts_as_qcow2(const char *file)
 		return -errno;
 	n = pread(fd, head, sizeof(head), 0);
 	close(fd);
-	return n == (ssize_t)sizeof(head) && !memcmp(head, magic, sizeof(magic));
+	if (n < (ssize_t)sizeof(magic) || memcmp(head, magic, sizeof(magic)))
+		return GUESS_RAW;
+	/* The backing file's offset; the incompatible features' bit for a data file. */
+	return get_be64(head + 8) || (head[79] & 4) ? GUESS_QCOW2_AND_MORE : GUESS_QCOW2;
 }
 
 static int image_find_out(const struct quick *q, struct image *i, struct error *err)
 {
 	struct stat st;
-	int qcow2;
+	int guess;
 
 	if (stat(i->file, &st) < 0)
 		return error_errno(err, -errno, "Could not open '%s'", i->file);
@@ -160,11 +168,16 @@ static int image_find_out(const struct quick *q, struct image *i, struct error *
 	i->format = q->format;
 	if (i->format)
 		return 0;
-	qcow2 = starts_as_qcow2(i->file);
-	if (qcow2 < 0)
-		return error_errno(err, qcow2, "Could not open '%s'", i->file);
-	i->format = qcow2 ? "qcow2" : "raw";
-	if (!qcow2 && !i->read_only) {
+	guess = guess_format(i->file);
+	if (guess < 0)
+		return error_errno(err, guess, "Could not open '%s'", i->file);
+	if (guess == GUESS_QCOW2_AND_MORE) {
+		error_set(err, -EPERM, "%s: format not given; it looks like qcow2 and names another file", i->file);
+		error_hint(err, "If it is a qcow2 image, and not a disk on which somebody wrote that: use -f qcow2.");
+		return -EPERM;
+	}
+	i->format = guess == GUESS_QCOW2 ? "qcow2" : "raw";
+	if (guess == GUESS_RAW && !i->read_only) {
 		log_warning("%s: format not given and taken for raw, so it is read only; "
 			    "use -f raw to write to it", i->file);
 		i->read_only = true;

@@ -22,7 +22,7 @@
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-	static char *args[] = { "merinod",
+	static char *args[] = { "merinod", "--sandbox", "off",
 		"--nbd-server", "addr.type=unix,addr.path=nbd,max-connections=0",
 		"--blockdev", "driver=raw,node-name=r,discard=unmap,file.driver=file,file.filename=raw,file.discard=unmap",
 		"--blockdev", "driver=qcow2,node-name=q,discard=unmap,file.driver=file,file.filename=qcow2",

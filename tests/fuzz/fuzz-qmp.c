@@ -21,7 +21,7 @@
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-	static char *args[] = { "merinod", "--chardev", "socket,id=m,path=qmp,server=on,wait=off", "--monitor", "m",
+	static char *args[] = { "merinod", "--sandbox", "off", "--chardev", "socket,id=m,path=qmp,server=on,wait=off", "--monitor", "m",
 		"--pidfile", "pid", NULL };
 	struct rlimit limit = { FILE_MAX, FILE_MAX };
 
