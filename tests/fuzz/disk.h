@@ -13,10 +13,12 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "format/node.h"
+#include "format/qcow2-int.h"
 #include "tests/fuzz/memio.h"
 
 #define IMAGE "/fuzz/image"
 #define BASE "/fuzz/base"
+#define LOG_BYTES (4096u + 64 * 32)	/* of the crash log */
 #define STEPS_MAX 48
 #define STEP_BYTES_MAX (4u << 20)
 #define NODES_EXTENTS 512
@@ -30,6 +32,7 @@ static inline void disk_init(void)
 {
 	log_init("fuzz", LOG_LEVEL_NONE);
 	graph_init(&graph);
+	qcow2_test_crashlog_bytes = LOG_BYTES;
 	bitmaps_init();
 }
 

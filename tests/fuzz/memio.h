@@ -14,6 +14,7 @@
 
 #include "common/checked.h"
 #include "common/extents.h"
+#include "common/io-mapped.h"
 #include "common/io.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -227,6 +228,53 @@ static inline void memio_sleep(struct io *io, uint64_t ns)
 {
 }
 
+/* The crash log: one, of the image that is open. */
+static uint8_t *memio_log;
+static size_t memio_log_len;
+
+static inline int memio_identity(struct io_file *f, struct io_identity *id)
+{
+	*id = (struct io_identity){ .dev = 1, .ino = 2 };
+	return 0;
+}
+
+static inline void memio_log_drop(void)
+{
+	free(memio_log);
+	memio_log = NULL;
+}
+
+static inline int memio_mapped_make(struct io_file *f, const char *dir, size_t len, struct io_mapped **out,
+				    struct error *err)
+{
+	struct io_mapped *m = calloc(1, sizeof(*m));
+
+	memio_log_drop();
+	memio_log = calloc(1, len);
+	memio_log_len = len;
+	fuzz_assert(m && memio_log);
+	*m = (struct io_mapped){ .io = f->io, .mem = memio_log, .len = len };
+	*out = m;
+	return 0;
+}
+
+static inline int memio_mapped_read(struct io_file *f, const char *dir, size_t len, uint8_t **data)
+{
+	if (!memio_log || memio_log_len != len)
+		return memio_log ? -EINVAL : -ENOENT;
+	*data = malloc(len);
+	fuzz_assert(*data);
+	memcpy(*data, memio_log, len);
+	return 0;
+}
+
+static inline void memio_mapped_end(struct io_mapped *m, bool remove)
+{
+	if (remove)
+		memio_log_drop();
+	free(m);
+}
+
 static inline struct io *memio(void)
 {
 	static const struct io_ops ops = {
@@ -234,6 +282,8 @@ static inline struct io *memio(void)
 		.open = memio_open, .close = memio_close, .pread = memio_pread, .pwrite = memio_pwrite,
 		.fsync = memio_fsync, .zero = memio_zero, .discard = memio_discard, .map = memio_map,
 		.size = memio_size, .truncate = memio_truncate, .sleep = memio_sleep,
+		.identity = memio_identity, .mapped_make = memio_mapped_make,
+		.mapped_read = memio_mapped_read, .mapped_end = memio_mapped_end,
 	};
 	static struct io io = { .ops = &ops };
 

@@ -145,6 +145,28 @@ def extended(kind, offset=0, length=0, flags=0, payload=b"", cookie=9):
     return struct.pack(">IHHQQQ", 0x21e41c71, flags, kind, cookie, offset, length) + payload
 
 
+def crashlog():
+    """Records of tests/fuzz/fuzz-crashlog.c, in the byte order of the machine."""
+    def record(where, entry, count=1, kind=1, step=9, bits=0):
+        return struct.pack("=QQQIHH", where, entry, bits, count, kind, step)
+
+    copied = 1 << 63
+    seeds = {
+        "as-it-was": b"",
+        "one": record(5, copied | 40 << 8),
+        "run": record(5, copied | 40 << 8, 20),
+        "zeroes": record(5, 1, 20, step=0),
+        "compressed": record(5, 1 << 62 | 3 << 8, step=0),
+        "table": record(2, copied | 50 << 8, kind=2, step=0) + record(2 * 64, copied | 51 << 8),
+        "far": record(1 << 40, copied | 1 << 57, 0xffffffff),
+        "header": record(0, copied, 4),
+        "no-kind": record(0, 0, 0, 7),
+    }
+    for name, records in seeds.items():
+        for flags in 5, 4:
+            put("crashlog", f"{name}-{flags}", bytes([flags, len(USE), len(records) // 32, 60]) + script(*USE) + records)
+
+
 def nbd():
     def go(name=b"", number=7):
         return option(number, string(name) + struct.pack(">HHH", 2, 3, 0))
@@ -216,5 +238,5 @@ def qmp():
 
 
 if __name__ == "__main__":
-    for make in keyval, qcow2, bitmaps, nbd, qmp:
+    for make in keyval, qcow2, bitmaps, crashlog, nbd, qmp:
         make()
