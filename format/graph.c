@@ -22,7 +22,7 @@ const struct node_event_hooks *node_event_hooks;
 const struct node_driver *const node_drivers[] = {
 	&file_driver, &host_device_driver, &raw_driver, &qcow2_driver,
 	&null_driver, &blkdebug_driver, &nbd_driver,
-	&throttle_driver, &cor_driver, NULL,
+	&throttle_driver, &cor_driver, &compress_driver, NULL,
 };
 
 static const char *const child_names[CHILD_COUNT] = { "file", "backing", "data-file" };

@@ -246,7 +246,7 @@ bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file 
 
 extern const struct node_driver file_driver, host_device_driver, raw_driver, qcow2_driver;
 extern const struct node_driver null_driver, blkdebug_driver, nbd_driver;
-extern const struct node_driver throttle_driver, cor_driver;
+extern const struct node_driver throttle_driver, cor_driver, compress_driver;
 
 /* Drivers, for help and lookup; ends with NULL. */
 extern const struct node_driver *const node_drivers[];
