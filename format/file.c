@@ -261,11 +261,18 @@ struct io_file *node_storage(const struct node *n)
 
 static const char *const file_options[] = { "filename", "aio", "locking", NULL };
 
+static void file_moved(struct node *n)
+{
+	struct file *s = n->state;
+
+	s->f->io = n->io;
+}
+
 /* Both drivers do all but the opening alike. */
 #define FILE_CALLS \
 	.close = file_close, .read = file_read, .write = file_write, .zero = file_zero, \
 	.discard = file_discard, .flush = file_flush, .map = file_map, .truncate = file_truncate, \
-	.set_perm = file_set_perm, .host_range = file_host_range
+	.set_perm = file_set_perm, .host_range = file_host_range, .moved = file_moved
 
 const struct node_driver file_driver = {
 	.name = "file",

@@ -329,7 +329,7 @@ static int child_by_name(struct node *n, const char *name, enum node_child c, st
 	if (child->loop != n->loop) {
 		node_unref(child);
 		return error_set(err, -EXDEV,
-				 "Node '%s' is on another loop than the nodes beside it; start with --loops 1",
+				 "Node '%s' is on another thread than the nodes beside it; start with --loops 1",
 				 name);
 	}
 	return child_attach(n, child, c, err);

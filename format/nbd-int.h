@@ -37,7 +37,7 @@ enum nbd_server_type { NBD_SERVER_INET, NBD_SERVER_UNIX, NBD_SERVER_FD, NBD_SERV
 
 /* Whom to connect to, and what for.  Counted: attempts outlive the node. */
 struct nbd_target {
-	unsigned refs;			/* of one loop */
+	_Atomic unsigned refs;		/* an attempt may be left on another loop */
 	enum nbd_server_type type;
 	char *path;			/* unix: path or name; inet: host */
 	char *port;			/* inet, vsock */

@@ -428,6 +428,24 @@ static void nbd_hurry(struct node *n, bool on)
 	}
 }
 
+/* A search for the server ends; the next request begins another one. */
+static void nbd_leave(struct node *n)
+{
+	struct nbd *s = nbd_of(n);
+
+	nbd_attempt_cancel(s);
+	loop_timer_cancel(&s->give_up);
+	loop_timer_cancel(&s->patience);
+}
+
+static void nbd_moved(struct node *n)
+{
+	struct nbd *s = nbd_of(n);
+
+	if (s->link)
+		stream_move(&s->link->stream, n->io);
+}
+
 static const char *const nbd_options[] = {
 	"server", "export", "tls-creds", "tls-hostname", "reconnect-delay", "open-timeout", NULL,
 };
@@ -444,4 +462,6 @@ const struct node_driver nbd_driver = {
 	.flush = nbd_flush,
 	.map = nbd_map,
 	.hurry = nbd_hurry,
+	.leave = nbd_leave,
+	.moved = nbd_moved,
 };

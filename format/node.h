@@ -120,8 +120,11 @@ struct node_driver {
 	void (*hurry)(struct node *n, bool on);
 	/* Nodes with the same token belong on one loop, as if one were the other's child. */
 	const void *(*together)(struct node *n);
-	/* N is on another loop: what the driver keeps of the old one follows.  No request
-	 * is in flight; called on the new loop. */
+	/* N is about to go to another loop: ends what it does by itself.  No request is in
+	 * flight; on the old loop, may wait. */
+	void (*leave)(struct node *n);
+	/* N is on another loop: what the driver keeps of the old one follows.  On the
+	 * new loop, must not wait. */
 	void (*moved)(struct node *n);
 	/* Adds format-specific members to QEMU's ImageInfo object. */
 	void (*info)(struct node *n, struct json_object *image);
@@ -195,6 +198,11 @@ int node_open_child_with(struct node *n, struct json_object *child_opts, enum no
 /* A named node with one more reference, or NULL. */
 struct node *node_find(struct graph *g, const char *name);
 struct node *node_ref(struct node *n);
+/* Takes N and all that hangs together with it to another loop; the caller holds one
+ * reference of N, and nobody but the group and the monitor uses a node of it: else -EBUSY.
+ * Coroutine on a loop that is neither; no node is opened or closed meanwhile. */
+int node_move(struct node *n, struct loop *to, struct error *err);
+
 /* Drops a reference; the last one closes the node and its children.  On the
  * node's loop, in a coroutine (or under the blocking table).  NULL is fine. */
 void node_unref(struct node *n);

@@ -334,6 +334,11 @@ static void qcow2_close(struct node *n)
 	free_state(s);
 }
 
+static void qcow2_leave(struct node *n)
+{
+	qcow2_flush_idle(qcow2_of(n));
+}
+
 static int qcow2_flush_node(struct node *n)
 {
 	struct qcow2 *s = qcow2_of(n);
@@ -446,5 +451,6 @@ const struct node_driver qcow2_driver = {
 	.map = qcow2_map,
 	.truncate = qcow2_truncate,
 	.child_perm = qcow2_child_perm,
+	.leave = qcow2_leave,
 	.info = qcow2_info,
 };

@@ -14,6 +14,7 @@
 #include "common/options.h"
 #include "format/node.h"
 #include "nbd-server/export.h"
+#include "nbd-server/iothread.h"
 #include "nbd-server/listener.h"
 #include "nbd-server/state.h"
 
@@ -185,15 +186,31 @@ COMMAND(command_nbd_server_stop)
 static int export_refuse(struct json_object *args, struct error *err)
 {
 	static const char *const unsupported[] = { "writethrough", "allow-inactive", NULL };
-	const char *iothread = qmp_str(args, "iothread");
-
-	if (iothread)
-		return error_set(err, -ENOENT, "iothread \"%s\" not found", iothread);
 	for (const char *const *p = unsupported; *p; p++) {
 		if (qmp_bool(args, *p, false))
 			return error_set(err, -ENOTSUP, "Parameter '%s' is not supported", *p);
 	}
 	return 0;
+}
+
+/* The disk goes to the thread that was asked for; one that cannot stays where it is,
+ * unless fixed-iothread says that this is an error (as in QEMU). */
+static int export_place(struct json_object *args, struct node *n, struct error *err)
+{
+	const char *id = qmp_str(args, "iothread");
+	struct loop *l = id ? iothread_loop(id, err) : NULL;
+	struct error why = ERROR_INIT;
+	int rc;
+
+	if (!id)
+		return 0;
+	if (!l)
+		return -ENOENT;
+	rc = node_move(n, l, &why);
+	if (!rc || !qmp_bool(args, "fixed-iothread", false))
+		return 0;
+	*err = why;
+	return rc;
 }
 
 COMMAND(command_block_export_add)
@@ -220,6 +237,8 @@ COMMAND(command_block_export_add)
 	if (!listener_any())
 		rc = error_set(err, -ENOTCONN, "NBD server not running");
 	else
+		rc = export_place(args, o.node, err);
+	if (!rc)
 		rc = export_add(&o, err);
 	command_node_unref(o.node);
 	if (!rc)

@@ -8,6 +8,7 @@
 
 #include "common/loop.h"
 #include "nbd-server/export.h"
+#include "nbd-server/iothread.h"
 
 #define STOP_LIMIT 5000000000ull	/* ns that requests may take to end */
 
@@ -35,7 +36,7 @@ COMMAND(command_query_tpm)
 
 COMMAND(command_query_iothreads)
 {
-	*ret = json_object_new_array();
+	*ret = iothread_query();
 	return 0;
 }
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* commands-node: blockdev-add and blockdev-del.
  *
- * A node opens on one of the disk loops, in turn; one that refers to nodes that
- * exist opens on theirs, since a disk belongs to one loop.  What was made by
+ * A node opens on the disk loop that has the fewest; one that refers to nodes that
+ * exist opens on theirs, since a disk belongs to one loop: where they are on several,
+ * those that nobody uses move.  What was made by
  * blockdev-add is held by one reference, the monitor's.
  */
 #include "nbd-server/commands.h"
@@ -12,8 +13,11 @@
 
 #include "common/loop.h"
 #include "format/node.h"
+#include "format/throttle.h"
 #include "nbd-server/daemon.h"
 #include "nbd-server/export.h"
+
+#define CHILDREN_MAX 16			/* nodes that one blockdev-add may refer to by name */
 
 /* -- nodes from the main loop ------------------------------------------------ */
 
@@ -60,34 +64,88 @@ void command_node_unref(struct node *n)
 
 /* -- blockdev-add ------------------------------------------------------------ */
 
-/* The loop of the first node that OPTS or an object inside it refers to by name. */
-static struct loop *loop_of_children(struct json_object *opts)
-{
-	static const char *const keys[] = { "file", "backing", "data-file" };
+/* What OPTS refers to: nodes and throttle groups that exist. */
+struct referred {
+	struct node *nodes[CHILDREN_MAX];	/* one reference each */
+	unsigned n;
+	struct loop *group;		/* of a throttle group; NULL: none */
+};
 
+static void find_referred(struct json_object *opts, struct referred *r)
+{
+	static const char *const keys[] = { "file", "backing", "data-file", "image" };
+	const char *group = json_object_get_string(json_object_object_get(opts, "throttle-group"));
+
+	if (group && throttle_group_loop(group))
+		r->group = throttle_group_loop(group);
 	for (unsigned i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
 		struct json_object *v = json_object_object_get(opts, keys[i]);
-		struct loop *l = NULL;
 
 		if (json_object_is_type(v, json_type_object)) {
-			l = loop_of_children(v);
-		} else if (json_object_is_type(v, json_type_string)) {
+			find_referred(v, r);
+		} else if (json_object_is_type(v, json_type_string) && r->n < CHILDREN_MAX) {
 			struct node *n = command_node_find(json_object_get_string(v));
 
-			l = n ? n->loop : NULL;
-			command_node_unref(n);
+			if (n)
+				r->nodes[r->n++] = n;
 		}
-		if (l)
-			return l;
 	}
-	return NULL;
+}
+
+static bool move_all(struct referred *r, struct loop *to, struct error *err)
+{
+	for (unsigned i = 0; i < r->n; i++)
+		if (node_move(r->nodes[i], to, err))
+			return false;
+	return true;
+}
+
+/* A disk's nodes are on one loop: where those that cannot move are.  NULL: nothing
+ * is referred to. */
+static int settle_loop(struct json_object *opts, struct loop **out, struct error *err)
+{
+	struct referred r = { .n = 0 };
+	bool settled;
+
+	find_referred(opts, &r);
+	*out = r.group ? r.group : r.n ? r.nodes[0]->loop : NULL;
+	settled = move_all(&r, *out, err);
+	for (unsigned i = 0; i < r.n && !settled && !r.group; i++) {
+		*out = r.nodes[i]->loop;
+		*err = ERROR_INIT;
+		settled = move_all(&r, *out, err);
+	}
+	while (r.n)
+		command_node_unref(r.nodes[--r.n]);
+	return settled ? 0 : -EBUSY;
+}
+
+static unsigned roots_on(const struct loop *l)
+{
+	struct graph *g = &the_daemon.graph;
+	unsigned roots = 0;
+
+	pthread_mutex_lock(&g->lock);
+	for (struct node *n = g->nodes; n; n = n->next)
+		roots += n->loop == l && !n->level;
+	pthread_mutex_unlock(&g->lock);
+	return roots;
 }
 
 struct loop *command_loop_in_turn(void)
 {
-	static unsigned turn;
+	struct loop *best = NULL;
+	unsigned least = 0;
 
-	return the_daemon.disk_loops[turn++ % the_daemon.n_disk_loops];
+	for (unsigned i = 0; i < the_daemon.n_disk_loops; i++) {
+		unsigned roots = roots_on(the_daemon.disk_loops[i]);
+
+		if (best && roots >= least)
+			continue;
+		best = the_daemon.disk_loops[i];
+		least = roots;
+	}
+	return best;
 }
 
 struct node_adding {
@@ -110,6 +168,7 @@ static void add_on_loop(void *arg)
 COMMAND(command_blockdev_add)
 {
 	struct node_adding a = { .opts = args, .err = err };
+	int rc;
 
 	if (!node_driver_find(qmp_str(args, "driver")))
 		return error_set(err, -EINVAL, "Parameter 'driver' does not accept value '%s'",
@@ -117,7 +176,9 @@ COMMAND(command_blockdev_add)
 	if (!qmp_str(args, "node-name"))
 		return error_set(err, -EINVAL, "'node-name' must be specified for the root node");
 	a.place.graph = &the_daemon.graph;
-	a.place.loop = loop_of_children(args);
+	rc = settle_loop(args, &a.place.loop, err);
+	if (rc)
+		return rc;
 	if (!a.place.loop)
 		a.place.loop = command_loop_in_turn();
 	a.place.io = loop_io(a.place.loop);

@@ -91,8 +91,8 @@ static const struct qmp_arg item_bitmap = {
 static const struct qmp_arg args_export_add[] = {
 	{ "type", QMP_STR, true, "nbd", .values = export_types },
 	{ "id", QMP_STR, true, "name for block-export-del" },
-	{ "fixed-iothread", QMP_BOOL, false, "of no consequence without iothread" },
-	{ "iothread", QMP_STR, false, "refused: there are no iothread objects" },
+	{ "fixed-iothread", QMP_BOOL, false, "fail when the disk cannot go there" },
+	{ "iothread", QMP_STR, false, "the thread that serves the disk; moves its nodes" },
 	{ "node-name", QMP_STR, true, "node to export" },
 	{ "writable", QMP_BOOL, false, "clients may write; default false" },
 	{ "writethrough", QMP_BOOL, false, "true is not supported" },

@@ -31,6 +31,7 @@
 #include "nbd-server/daemon.h"
 #include "nbd-server/events.h"
 #include "nbd-server/export.h"
+#include "nbd-server/iothread.h"
 #include "nbd-server/listener.h"
 #include "nbd-server/monitor.h"
 #include "nbd-server/notify.h"
@@ -144,6 +145,7 @@ static void free_loops(void)
 {
 	struct daemon *d = &the_daemon;
 
+	iothreads_end();
 	while (d->n_disk_loops)
 		loop_free(d->disk_loops[--d->n_disk_loops]);
 	free(d->disk_loops);
@@ -180,6 +182,7 @@ static void register_classes(void)
 	object_class_register(&tls_creds_x509_class);
 	object_class_register(&secret_class);
 	object_class_register(&throttle_group_class);
+	object_class_register(&iothread_class);
 }
 
 int main(int argc, char **argv)
