@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lib import tools
-from lib.daemon import DidNotStart
+from lib.daemon import DidNotStart, disk_args, is_qsd
 
 
 def held(pid, path):
@@ -77,7 +77,8 @@ def test_bytes_are_qemus(daemon, images, qemu_nbd, name, fmt, writable, want):
 
 def starts(daemon, path, fmt, writable):
     try:
-        daemon.serve(path, fmt, writable=writable).stop()
+        wait = () if is_qsd() else ("--lock-wait", "0")
+        daemon.start(*wait, *disk_args(path, fmt, "disk", writable)).stop()
     except DidNotStart as e:
         assert "lock" in e.stderr and "Is another process using the image" in e.stderr, e.stderr
         return False
