@@ -99,9 +99,12 @@ static int compare_block(void *arg, size_t i, const uint8_t *table)
 static int missing_block(struct repair *r, uint64_t index)
 {
 	struct qcow2 *s = r->refs.s;
-	uint64_t first = index << s->ref_block_shift, end = first + (1ull << s->ref_block_shift), used = first;
+	uint64_t first = index << s->ref_block_shift, used = first;
+	uint64_t end = min_u64(first + (1ull << s->ref_block_shift), r->refs.first + r->refs.n);
 	int rc;
 
+	if (used >= end)
+		return 0;		/* behind the end of the file */
 	while (used < end && !refs_of(&r->refs, used))
 		used++;
 	if (used == end)

@@ -22,6 +22,13 @@
 
 enum { MAX_SEGMENT = 400, MAX_WORKERS = 4 };	/* blocks; coroutines */
 
+/* What went before, and so what may be gone. */
+enum death {
+	NO_DEATH,
+	POWER_LOSS,			/* what was not flushed */
+	KILL,				/* nothing that was acknowledged */
+};
+
 struct config {
 	const char *name;
 	uint64_t seed;
@@ -30,6 +37,8 @@ struct config {
 	uint32_t grow;			/* of these, what it does not have at first */
 	uint32_t backing;		/* blocks that the backing image has; 0: no overlay */
 	uint32_t prefill;		/* blocks that are written, and flushed, before it begins */
+	bool snapshot;			/* then qemu-img makes an internal snapshot "s" of that */
+	bool no_log;			/* crash-log=off */
 	unsigned refcount_bits;		/* 0: 16 */
 	unsigned workers, ops;		/* ops of each */
 	unsigned slice;			/* bytes of an L2 slice; the cache has 8, its least */
@@ -86,7 +95,7 @@ static inline void __attribute__((format(printf, 2, 3))) rig_wrong(struct rig *r
 /* Opens the image in r->sim; -errno leaves it closed. */
 static inline int rig_open(struct rig *r, struct error *err)
 {
-	char text[400], backing[128] = "null";
+	char text[500], backing[128] = "null";
 	struct node_place where = { .graph = &r->graph, .io = io_sim_io(r->sim) };
 	struct json_object *opts;
 	int rc;
@@ -98,7 +107,7 @@ static inline int rig_open(struct rig *r, struct error *err)
 	snprintf(text, sizeof(text),
 		 "{\"driver\":\"qcow2\",\"node-name\":\"disk\",\"discard\":\"unmap\",\"l2-cache-size\":1,"
 		 "\"l2-cache-entry-size\":%u,\"file\":{\"driver\":\"file\",\"filename\":\"image\"},"
-		 "\"backing\":%s}", r->cfg->slice, backing);
+		 "\"crash-log\":\"%s\",\"backing\":%s}", r->cfg->slice, r->cfg->no_log ? "off" : "auto", backing);
 	opts = json_tokener_parse(text);
 	rc = node_open(&where, opts, &r->node, err);
 	json_object_put(opts);
@@ -140,6 +149,22 @@ static inline void rig_prefill(const struct config *cfg, struct io_sim *sim)
 	rig_close(&r);
 }
 
+/* An internal snapshot, which only qemu-img can make. */
+static inline void rig_snapshot(struct io_sim *sim)
+{
+	char dir[] = "/tmp/merino-rig.XXXXXX", path[64], cmd[200];
+
+	if (!mkdtemp(dir))
+		abort();
+	snprintf(path, sizeof(path), "%s/image", dir);
+	snprintf(cmd, sizeof(cmd), "qemu-img snapshot -c s %s", path);
+	if (io_sim_dump(sim, "image", path) || system(cmd) || io_sim_load(sim, "image", path))
+		abort();
+	snprintf(cmd, sizeof(cmd), "rm -rf %s", dir);
+	if (system(cmd))
+		abort();
+}
+
 /* A machine with an empty image, and a backing image full of tags. */
 static inline struct io_sim *rig_template(const struct config *cfg)
 {
@@ -167,6 +192,8 @@ static inline struct io_sim *rig_template(const struct config *cfg)
 	free(tags);
 	io_sim_power_loss(sim, 0);	/* qcow2_create() has synced it */
 	rig_prefill(cfg, sim);
+	if (cfg->snapshot)
+		rig_snapshot(sim);
 	return sim;
 }
 
@@ -215,7 +242,7 @@ static inline bool rig_ok(struct rig *r, int rc, const char *what)
 		if (!r->cfg->fail_kinds)
 			rig_wrong(r, "%s failed: %s", what, strerror(-rc));
 	}
-	return !rc;
+	return !rc && !io_sim_dead(r->sim);	/* the dead acknowledge nothing */
 }
 
 static inline void rig_write(struct rig *r, uint32_t first, uint32_t n, bool fua)
@@ -253,8 +280,9 @@ static inline void rig_flush(struct rig *r)
 		model_flushed(&r->model, acks);
 }
 
-/* Reads [FIRST, FIRST+N) and compares with what may be there. */
-static inline void rig_read(struct rig *r, uint32_t first, uint32_t n, bool crashed)
+/* Reads [FIRST, FIRST+N) and compares with what may be there; after a death that is
+ * what is there from now on. */
+static inline void rig_read(struct rig *r, uint32_t first, uint32_t n, enum death death)
 {
 	uint8_t *buf = malloc((size_t)n * BLOCK);
 	int rc = node_read(r->node, buf, (uint64_t)first * BLOCK, (size_t)n * BLOCK);
@@ -263,12 +291,12 @@ static inline void rig_read(struct rig *r, uint32_t first, uint32_t n, bool cras
 		uint32_t val = tag_read(buf + i * BLOCK, first + i);
 		const struct block *b = &r->model.block[first + i];
 
-		if (!model_allows(&r->model, first + i, val, crashed)) {
+		if (!model_allows(&r->model, first + i, val, death == POWER_LOSS)) {
 			rig_wrong(r, "block %u reads %u (write of block %u), not %u or %u", first + i, val,
 				  ((uint32_t *)(buf + i * BLOCK))[2], b->op[0].val, b->op[b->n - 1].val);
 			break;
 		}
-		if (crashed)
+		if (death)
 			model_reset(&r->model, first + i, val);
 	}
 	free(buf);
@@ -291,7 +319,7 @@ static inline void rig_step(struct rig *r, unsigned worker)
 	else if (kind < 90)
 		rig_flush(r);
 	else
-		rig_read(r, first, n, false);
+		rig_read(r, first, n, NO_DEATH);
 }
 
 /* A fifth of what is missing, and at least a block. */
@@ -379,13 +407,37 @@ static inline unsigned rig_check(struct rig *r, unsigned leaks, const char *when
 	return c.leaks;
 }
 
-/* r->sim is alive after a power loss (CRASHED) or a clean close.  Reads the
- * disk, and writes a little to see that it goes on. */
-static inline void rig_verify(struct rig *r, bool crashed)
+/* What the snapshot has is what the prefill wrote. */
+static inline void rig_read_snapshot(struct rig *r)
+{
+	struct node_place where = { .graph = &r->graph, .io = io_sim_io(r->sim) };
+	struct json_object *opts = json_tokener_parse(
+		"{\"driver\":\"qcow2\",\"read-only\":true,\"internal-snapshot\":\"s\",\"backing\":null,"
+		"\"file\":{\"driver\":\"file\",\"filename\":\"image\"}}");
+	struct error err = ERROR_INIT;
+	uint8_t block[BLOCK];
+	struct node *n;
+
+	graph_init(&r->graph);
+	if (node_open(&where, opts, &n, &err)) {
+		rig_wrong(r, "open of the snapshot: %s", err.text);
+		n = NULL;
+	}
+	json_object_put(opts);
+	for (uint32_t i = 0; n && i < r->cfg->blocks; i++)
+		if (node_read(n, block, (uint64_t)i * BLOCK, BLOCK) ||
+		    tag_read(block, i) != (i < r->cfg->prefill ? VAL_BACKING : VAL_ZERO))
+			rig_wrong(r, "block %u of the snapshot has changed", i);
+	node_unref(n);
+}
+
+/* r->sim is alive after DEATH, or a clean close.  Reads the disk, and writes a little
+ * to see that it goes on.  Whatever was leaked is found at the open. */
+static inline void rig_verify(struct rig *r, enum death death)
 {
 	struct error err = ERROR_INIT;
-	unsigned leaks = rig_check(r, crashed ? UINT32_MAX : 0, crashed ? "after the crash" : "after the close");
 
+	rig_check(r, death ? UINT32_MAX : 0, death ? "after the crash" : "after the close");
 	if (!r->why[0] && rig_open(r, &err))
 		rig_wrong(r, "open after: %s", err.text);
 	if (r->node && r->node->size < (uint64_t)r->blocks * BLOCK)
@@ -393,12 +445,14 @@ static inline void rig_verify(struct rig *r, bool crashed)
 	else if (r->node)
 		r->blocks = r->node->size / BLOCK;
 	for (uint32_t at = 0; !r->why[0] && at < r->blocks; at += 256)
-		rig_read(r, at, r->blocks - at < 256 ? r->blocks - at : 256, crashed);
+		rig_read(r, at, r->blocks - at < 256 ? r->blocks - at : 256, death);
 	for (int i = 0; !r->why[0] && i < 4; i++)
 		rig_step(r, i % r->cfg->workers);
 	if (r->node)
 		rig_close(r);
-	rig_check(r, leaks, "after another close");
+	rig_check(r, 0, "after another close");
+	if (!r->why[0] && r->cfg->snapshot)
+		rig_read_snapshot(r);
 }
 
 /* A rig with what R knows, on another machine (its own from now on). */

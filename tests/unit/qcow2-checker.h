@@ -4,9 +4,9 @@
  *
  * Counts how often each cluster is referred to and compares with the refcounts:
  * fewer references than counted are leaks, more are corruption; so are two
- * references to one cluster (the images checked here have no snapshots), tables
- * that are unaligned, overlap anything or lie behind the end of the file, and a
- * COPIED flag that is not true.  Small images only: the file is read whole.
+ * references to one cluster (unless the image has snapshots), tables that are
+ * unaligned, overlap anything or lie behind the end of the file, and a COPIED flag
+ * that is not true.  Small images only: the file is read whole.
  */
 #ifndef MERINO_QCOW2_CHECKER_H
 #define MERINO_QCOW2_CHECKER_H
@@ -29,6 +29,7 @@ struct checker {
 	uint16_t *refs;
 	unsigned leaks, errors;
 	bool dirty;			/* refcounts are not to be trusted */
+	bool snapshots;			/* there are some: what they share is counted twice */
 	char first[160];		/* what the first error was */
 };
 
@@ -60,7 +61,7 @@ static inline bool checker_ref(struct checker *c, uint64_t off, uint64_t n, bool
 		return false;
 	}
 	for (uint64_t i = first; i < first + n; i++)
-		if (c->refs[i]++)
+		if (c->refs[i]++ && !c->snapshots)
 			checker_error(c, "cluster is used twice", i << c->bits, off);
 	return true;
 }
@@ -87,7 +88,7 @@ static inline void checker_copied(struct checker *c, uint64_t entry, uint64_t wh
 		checker_error(c, "COPIED flag is wrong", entry, where);
 }
 
-static inline void checker_l2(struct checker *c, uint64_t table)
+static inline void checker_l2(struct checker *c, uint64_t table, bool active)
 {
 	for (uint64_t at = table; at < table + (1ull << c->bits); at += 8) {
 		uint64_t e = checker_get(c, at, 8), host = e & 0x00fffffffffffe00;
@@ -95,13 +96,13 @@ static inline void checker_l2(struct checker *c, uint64_t table)
 		if (e & 0x7f000000000001fe)	/* reserved bits, and no compressed clusters here */
 			checker_error(c, "L2 entry has reserved bits", e, at);
 		else if (host && checker_ref(c, host, 1, false, "L2 entry is out of place"))
-			checker_copied(c, e, at);
+			active ? checker_copied(c, e, at) : (void)0;
 		else if (!host && e >> 63)
 			checker_error(c, "L2 entry is COPIED without a cluster", e, at);
 	}
 }
 
-static inline void checker_l1(struct checker *c, uint64_t table, uint64_t entries)
+static inline void checker_l1(struct checker *c, uint64_t table, uint64_t entries, bool active)
 {
 	uint64_t size = 1ull << c->bits;
 
@@ -112,10 +113,24 @@ static inline void checker_l1(struct checker *c, uint64_t table, uint64_t entrie
 		if (e & 0x7f000000000001ff)
 			checker_error(c, "L1 entry has reserved bits", e, i);
 		else if (l2 && checker_ref(c, l2, 1, true, "L2 table is out of place")) {
-			checker_copied(c, e, i);
-			checker_l2(c, l2);
+			if (active)
+				checker_copied(c, e, i);
+			checker_l2(c, l2, active);
 		}
 	}
+}
+
+static inline void checker_snapshots(struct checker *c, uint64_t n, uint64_t table)
+{
+	uint64_t at = table, size = 1ull << c->bits;
+
+	for (uint64_t i = 0; i < n && !c->errors; i++) {
+		checker_l1(c, checker_get(c, at, 8), checker_get(c, at + 8, 4), false);
+		at += 40 + checker_get(c, at + 12, 2) + checker_get(c, at + 14, 2) + checker_get(c, at + 36, 4);
+		at = (at + 7) & ~7ull;
+	}
+	if (n)
+		checker_ref(c, table, (at - table + size - 1) / size, true, "snapshot table is out of place");
 }
 
 static inline void checker_reftable(struct checker *c, uint64_t table_clusters)
@@ -151,9 +166,10 @@ static inline void checker_header(struct checker *c)
 	c->reftable = checker_get(c, 48, 8);
 	c->reftable_entries = checker_get(c, 56, 4) << c->bits >> 3;
 	c->dirty = incompatible & 1;
+	c->snapshots = checker_get(c, 60, 4);
 	if (checker_get(c, 0, 4) != 0x514649fb || checker_get(c, 4, 4) != 3 || c->bits < 9 || c->bits > 21)
 		checker_error(c, "no version 3 header", checker_get(c, 0, 8), c->bits);
-	else if (incompatible & ~1ull || checker_get(c, 60, 4) || c->order > 6)
+	else if (incompatible & ~1ull || c->order > 6)
 		checker_error(c, "features that the checker does not know", incompatible, c->order);
 }
 
@@ -172,7 +188,8 @@ static inline void checker_run(struct checker *c, struct io_file *f)
 		c->refs = calloc(c->clusters, sizeof(*c->refs));
 		checker_ref(c, 0, 1, true, "header");
 		checker_reftable(c, checker_get(c, 56, 4));
-		checker_l1(c, checker_get(c, 40, 8), checker_get(c, 36, 4));
+		checker_l1(c, checker_get(c, 40, 8), checker_get(c, 36, 4), true);
+		checker_snapshots(c, checker_get(c, 60, 4), checker_get(c, 64, 8));
 		checker_compare(c);
 	}
 	free(c->refs);

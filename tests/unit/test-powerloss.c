@@ -45,6 +45,8 @@ static const struct config configs[] = {
 	/* One entry of the L1 table maps 32 KiB; the backing image is longer. */
 	{ .name = "512 overlay, the disk grows", .seed = 6, .cluster = 512, .blocks = 2560, .grow = 1500,
 	  .backing = 1800, .workers = 3, .ops = 40, .slice = 512 },
+	{ .name = "4k with a snapshot", .seed = 7, .cluster = 4096, .blocks = 2048, .prefill = 1600, .snapshot = true,
+	  .workers = 3, .ops = 40, .slice = 512 },
 };
 
 /* Runs CFG on a copy of TEMPLATE with a crash; the caller frees R. */
@@ -89,7 +91,7 @@ static bool state_is_good(const struct rig *r, uint64_t seed, bool qemu, bool qu
 	rig_fork(&s, r, sim);
 	if (qemu && have_qemu_img)
 		ask_qemu_img(&s);
-	rig_verify(&s, true);
+	rig_verify(&s, POWER_LOSS);
 	good = !s.why[0];
 	if (!good && !quiet)
 		print_error("%s, seed %llu, %s, state %llu: %s\n", r->cfg->name,
@@ -140,7 +142,7 @@ static void hunt(struct hunt *h, const struct config *cfg)
 	syncs = io_sim_sync_points(r.sim);
 	writes = io_sim_writes(r.sim);
 	if (!r.why[0])
-		rig_verify(&r, false);
+		rig_verify(&r, NO_DEATH);
 	if (r.why[0] && !h->quiet)
 		print_error("%s, without a crash: %s\n", cfg->name, r.why);
 	h->bad += r.why[0] != 0;
@@ -290,6 +292,7 @@ static void the_checker_checks(void **state)
 
 static int setup(void **state)
 {
+	qcow2_test_crashlog_bytes = 4096 + 64 * 32;	/* full now and then */
 	have_qemu_img = system("qemu-img --version >/dev/null 2>&1") == 0;
 	return mkdtemp(dir) ? 0 : -1;
 }
@@ -305,7 +308,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_checker_checks),
-		HUNT(0), HUNT(1), HUNT(2), HUNT(3), HUNT(4), HUNT(5),
+		HUNT(0), HUNT(1), HUNT(2), HUNT(3), HUNT(4), HUNT(5), HUNT(6),
 		cmocka_unit_test(tables_before_data_is_found),
 		cmocka_unit_test(early_reuse_is_found),
 		cmocka_unit_test(tables_before_refcounts_is_found),
