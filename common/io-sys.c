@@ -20,6 +20,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "common/fdset.h"
+
 #ifndef STATX_DIOALIGN
 #define STATX_DIOALIGN 0x2000U
 #endif
@@ -136,7 +138,7 @@ struct io_file *io_sys_open(struct io *io, const char *path, unsigned flags, str
 	if (flags & IO_CREATE)
 		oflags |= flags & IO_TRUNC ? O_CREAT : O_CREAT | O_EXCL;
 
-	fd = open_restart(path, oflags);
+	fd = fdset_is_name(path) ? fdset_open(path, oflags) : open_restart(path, oflags);
 	if (fd == -EINVAL && (flags & IO_DIRECT)) {
 		error_set(err, fd, "Could not open '%s': the file system does not support O_DIRECT", path);
 		return NULL;

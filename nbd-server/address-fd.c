@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* address-fd: listening sockets that others made: by number, or by the name that
- * systemd gave them (see activation.h).
+ * systemd (see activation.h) or QMP's getfd gave them.
  *
  * Others may be listening on the same socket, now or later.  So the end must not
  * shut it down, which ends the waiting for our own: acceptors wait on an epoll
@@ -21,6 +21,7 @@
 
 #include "common/options.h"
 #include "nbd-server/activation.h"
+#include "nbd-server/commands.h"
 
 static int watch(int epoll, int fd)
 {
@@ -82,6 +83,9 @@ static int find(const char *text, int *fds, struct error *err)
 		fds[0] = (int)fd;
 		return 1;
 	}
+	fds[0] = named_fd_take(text);
+	if (fds[0] >= 0)
+		return 1;
 	n = activation_find(text, fds, ADDRESS_FDS_MAX);
 	if (!n)
 		return error_set(err, -EINVAL, "File descriptor named '%s' not found", text);

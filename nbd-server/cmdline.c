@@ -139,8 +139,18 @@ static int run_blockdev(struct json_object *o, struct error *err)
 	return qmp_run_keyval("blockdev-add", o, err);
 }
 
+/* "bitmap" is what older manuals call the first of "bitmaps". */
 static int run_export(struct json_object *o, struct error *err)
 {
+	struct json_object *bitmap = json_object_object_get(o, "bitmap");
+
+	if (bitmap && !json_object_object_get_ex(o, "bitmaps", NULL)) {
+		struct json_object *list = json_object_new_array();
+
+		json_object_array_add(list, json_object_get(bitmap));
+		json_object_object_add(o, "bitmaps", list);
+		json_object_object_del(o, "bitmap");
+	}
 	return qmp_run_keyval("block-export-add", o, err);
 }
 
@@ -159,6 +169,9 @@ const struct option_def cmdline_options[] = {
 	{ "bitmap", 'B', "NAME", "offer this dirty bitmap of theirs; may be repeated",
 	  .take = take_bitmap },
 	{ .help = "Serve as qemu-storage-daemon does:" },
+	{ "add-fd", 0, "fd=N,set=ID[,opaque=TEXT]",
+	  "put a descriptor that merinod was started with into a set: the file /dev/fdset/ID",
+	  .run = add_fd_option },
 	{ "blockdev", 0, "DRIVER,node-name=N,...", "open an image, as QMP's blockdev-add",
 	  .run = run_blockdev, .implied = "driver", .member = "blockdevs", .list = true },
 	{ "chardev", 0, "socket,id=ID,path=PATH,server=on,wait=off",

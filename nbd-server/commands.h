@@ -28,6 +28,16 @@ COMMAND(command_query_blockstats);
 COMMAND(command_block_resize);
 COMMAND(command_write_threshold);
 COMMAND(command_bitmap_sha256);
+/* commands-fd.c */
+COMMAND(command_getfd);
+COMMAND(command_closefd);
+COMMAND(command_add_fd);
+COMMAND(command_remove_fd);
+COMMAND(command_query_fdsets);
+/* The descriptor that getfd named so, which is the caller's then; -ENOENT. */
+int named_fd_take(const char *name);
+int add_fd_option(struct json_object *opts, struct error *err);	/* --add-fd */
+void fds_close_all(void);
 /* commands-job.c */
 COMMAND(command_query_jobs);
 COMMAND(command_job_pause);
@@ -79,6 +89,9 @@ extern const char *const tls_values[];
 extern const struct qmp_arg args_nothing[];
 extern const struct qmp_arg args_blockstats[];
 extern const struct qmp_arg args_job[];
+extern const struct qmp_arg args_fdname[];
+extern const struct qmp_arg args_add_fd[];
+extern const struct qmp_arg args_remove_fd[];
 extern const struct qmp_arg args_block_resize[];
 extern const struct qmp_arg args_write_threshold[];
 extern const struct qmp_arg args_blockdev_create[];

@@ -56,6 +56,7 @@ static void end_run(void *arg)
 	command_nodes_close();
 	monitor_close_all();
 	chardev_close_all();
+	fds_close_all();
 	quick_end();
 	object_del_all();
 	loop_stop(the_daemon.main);

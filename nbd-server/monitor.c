@@ -10,6 +10,7 @@
 #include "nbd-server/monitor.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -17,6 +18,7 @@
 #include <unistd.h>
 
 #include "common/co.h"
+#include "common/fdset.h"
 #include "common/io.h"
 #include "common/json.h"
 #include "common/log.h"
@@ -31,6 +33,7 @@
 #define QUEUE_MAX (16u << 20)		/* bytes queued above which the client is dropped */
 #define READ_SIZE 4096
 #define ACCEPT_PAUSE 100000000ull	/* ns, after an error such as EMFILE */
+#define LAST_PATIENCE 10000000000ull	/* ns, for the last bytes of a client that sends no more */
 #define CLOSE_PATIENCE 1000000000ull	/* ns, for the last bytes of all clients */
 
 struct monitor {
@@ -221,6 +224,57 @@ static void client_serve(struct client *c, struct json_stream *in)
 	}
 }
 
+static void fds_close(struct qmp_fds *f)
+{
+	while (f->n)
+		close(f->fds[--f->n]);
+}
+
+/* Those that came with a message take the place of those that nobody wanted. */
+static void fds_receive(struct qmp_fds *f, struct msghdr *msg)
+{
+	for (struct cmsghdr *m = CMSG_FIRSTHDR(msg); m; m = CMSG_NXTHDR(msg, m)) {
+		size_t n = (m->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		if (m->cmsg_level != SOL_SOCKET || m->cmsg_type != SCM_RIGHTS)
+			continue;
+		fds_close(f);
+		memcpy(f->fds, CMSG_DATA(m), n * sizeof(int));	/* no more than there is room for */
+		f->n = (unsigned)n;
+	}
+}
+
+/* Bytes, and descriptors beside them: 0 at the end of the stream, or -errno. */
+static ssize_t client_receive(struct client *c, struct io *io, char *bytes, size_t size)
+{
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(QMP_FDS_MAX * sizeof(int))];
+	} control;
+	struct iovec iov = { bytes, size };
+
+	for (;;) {
+		struct msghdr msg = {
+			.msg_iov = &iov, .msg_iovlen = 1,
+			.msg_control = &control, .msg_controllen = sizeof(control),
+		};
+		ssize_t n = recvmsg(c->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		int rc;
+
+		if (n >= 0) {
+			fds_receive(&c->session.received, &msg);
+			return n;
+		}
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN)
+			return -errno;
+		rc = io_poll(io, c->fd, POLLIN);
+		if (rc < 0)
+			return rc;
+	}
+}
+
 static void client_read(struct client *c)
 {
 	struct json_stream *in = json_stream_new(NULL);
@@ -232,11 +286,20 @@ static void client_read(struct client *c)
 	client_put(c, greeting);
 	json_object_put(greeting);
 	while (in && n > 0 && !c->broken && !quiescing) {
-		n = io_recv(io, c->fd, bytes, sizeof(bytes));
+		n = client_receive(c, io, bytes, sizeof(bytes));
 		if (n > 0 && !json_stream_feed(in, bytes, (size_t)n))
 			client_serve(c, in);
 	}
 	json_stream_free(in);
+}
+
+static bool any_client(void)
+{
+	for (struct monitor *m = monitors; m; m = m->next) {
+		if (m->clients)
+			return true;
+	}
+	return false;
 }
 
 static void client_free(struct client *c)
@@ -249,15 +312,29 @@ static void client_free(struct client *c)
 	*p = c->next;
 	m->n_clients--;
 	close(c->fd);
+	fds_close(&c->session.received);
 	free(c->queue);
 	free(c);
+	if (!any_client())
+		fdset_remove_unused();	/* who sent them has gone */
 	co_queue_wake_all(&m->room);
 	co_queue_wake_all(&all_wait);
+}
+
+struct patience {
+	struct loop_timer timer;
+	struct client *client;
+};
+
+static void patience_over(struct loop_timer *t)
+{
+	client_break(((struct patience *)t)->client);
 }
 
 static void client_run(void *arg)
 {
 	struct client *c = arg;
+	struct patience p = { .client = c };
 
 	while (!admitted && !quiescing)
 		co_queue_wait(&admission);
@@ -268,8 +345,11 @@ static void client_run(void *arg)
 		co_queue_wait(&all_wait);
 	c->closing = true;
 	co_queue_wake_all(&c->writer);
+	/* It said its last word, and has to take ours. */
+	loop_timer_set(&p.timer, loop_now() + LAST_PATIENCE, patience_over);
 	while (!c->writer_ended)
 		co_queue_wait(&c->reader);
+	loop_timer_cancel(&p.timer);
 	client_free(c);
 }
 

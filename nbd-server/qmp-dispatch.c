@@ -22,6 +22,7 @@
 #include "nbd-server/state.h"
 
 static struct co_mutex qmp_lock;
+struct qmp_fds *qmp_received;
 
 static const char *const type_names[] = {
 	[QMP_STR] = "string",

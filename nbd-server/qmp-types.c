@@ -484,3 +484,31 @@ static const struct qmp_arg sha256_info[] = {
 };
 
 const struct qmp_arg ret_sha256 = { "null", QMP_OBJECT, .members = sha256_info };
+
+/* -- descriptors --------------------------------------------------------------------------- */
+
+static const struct qmp_arg add_fd_info[] = {
+	{ "fdset-id", QMP_INT, true },
+	{ "fd", QMP_INT, true },
+	{ NULL },
+};
+
+const struct qmp_arg ret_add_fd = { "null", QMP_OBJECT, .members = add_fd_info };
+
+static const struct qmp_arg fdset_fd[] = {
+	{ "fd", QMP_INT, true },
+	{ "opaque", QMP_STR, false },
+	{ NULL },
+};
+
+static const struct qmp_arg item_fd = { "null", QMP_OBJECT, .members = fdset_fd };
+
+static const struct qmp_arg fdset_info[] = {
+	{ "fdset-id", QMP_INT, true },
+	{ "fds", QMP_ARRAY, true, .item = &item_fd },
+	{ NULL },
+};
+
+static const struct qmp_arg item_fdset = { "null", QMP_OBJECT, .members = fdset_info };
+
+const struct qmp_arg ret_fdsets = { "null", QMP_ARRAY, .item = &item_fdset };

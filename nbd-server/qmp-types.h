@@ -14,6 +14,8 @@ extern const struct qmp_arg ret_exports;	/* [BlockExportInfo] */
 extern const struct qmp_arg ret_stats;		/* [BlockStats] */
 extern const struct qmp_arg ret_jobs;		/* [JobInfo] */
 extern const struct qmp_arg ret_sha256;		/* BlockDirtyBitmapSha256 */
+extern const struct qmp_arg ret_add_fd;		/* AddfdInfo */
+extern const struct qmp_arg ret_fdsets;		/* [FdsetInfo] */
 extern const struct qmp_arg ret_status;		/* StatusInfo */
 extern const struct qmp_arg ret_name;		/* NameInfo */
 extern const struct qmp_arg ret_tpm;		/* [TPMInfo] */

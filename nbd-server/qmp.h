@@ -101,6 +101,17 @@ int qmp_check(const struct qmp_arg *args, struct json_object *o, bool open, cons
 /* monitor.c: tells every client that has negotiated.  DATA (NULL: none) is consumed. */
 void qmp_event(const char *name, struct json_object *data);
 
+/* Descriptors that came with a client's bytes: the newest, until a command takes them. */
+#define QMP_FDS_MAX 16
+struct qmp_fds {
+	unsigned n;
+	int fds[QMP_FDS_MAX];
+};
+
+/* Those of the client whose command runs: for commands that are unlocked and never
+ * wait.  NULL: no client. */
+extern struct qmp_fds *qmp_received;
+
 /* A string member of checked arguments; NULL when absent.  Belongs to ARGS. */
 const char *qmp_str(struct json_object *args, const char *name);
 bool qmp_bool(struct json_object *args, const char *name, bool absent);

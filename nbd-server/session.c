@@ -80,8 +80,14 @@ static int session_run(struct session *s, struct json_object *request, struct js
 	struct json_object *args = json_object_object_get(request, "arguments");
 	const char *name = qmp_str(request, "execute");
 
-	if (s->negotiated)
-		return qmp_run(name, args, ret, err);
+	if (s->negotiated) {
+		int rc;
+
+		qmp_received = &s->received;	/* until the command waits */
+		rc = qmp_run(name, args, ret, err);
+		qmp_received = NULL;
+		return rc;
+	}
 	if (strcmp(name, "qmp_capabilities"))
 		return error_set_class(err, ERROR_COMMAND_NOT_FOUND, -EINVAL,
 			"Expecting capabilities negotiation with 'qmp_capabilities'");

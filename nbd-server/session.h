@@ -5,11 +5,11 @@
 
 #include <stdbool.h>
 
-struct error;
-struct json_object;
+#include "nbd-server/qmp.h"
 
 struct session {
 	bool negotiated;		/* qmp_capabilities has succeeded */
+	struct qmp_fds received;
 };
 
 /* The first message to a client. */
