@@ -207,6 +207,42 @@ static void client_answer(struct client *c, struct json_object *request, struct 
 	co_queue_wake_all(&all_wait);
 }
 
+struct patience {
+	struct loop_timer timer;
+	struct client *client;
+};
+
+static bool has_hung_up(const struct client *c)
+{
+	struct pollfd p = { .fd = c->fd, .events = POLLRDHUP };
+
+	return poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
+}
+
+/* Whoever may still say something is waited for, whoever has said its last word is not. */
+static void patience_over(struct loop_timer *t)
+{
+	struct client *c = ((struct patience *)t)->client;
+
+	if (has_hung_up(c))
+		client_break(c);
+	else
+		loop_timer_set(t, loop_now() + LAST_PATIENCE, patience_over);
+}
+
+/* Waits until most of what was queued has been taken. */
+static void client_wait_room(struct client *c)
+{
+	struct patience p = { .client = c };
+
+	if (c->len - c->sent <= QUEUE_PAUSE)
+		return;
+	loop_timer_set(&p.timer, loop_now() + LAST_PATIENCE, patience_over);
+	while (c->len - c->sent > QUEUE_PAUSE && !c->broken)
+		co_queue_wait(&c->reader);
+	loop_timer_cancel(&p.timer);
+}
+
 /* Serves all whole values that have come. */
 static void client_serve(struct client *c, struct json_stream *in)
 {
@@ -219,8 +255,7 @@ static void client_serve(struct client *c, struct json_stream *in)
 			return;
 		client_answer(c, request, rc < 0 ? &bad : NULL);
 		json_object_put(request);
-		while (c->len - c->sent > QUEUE_PAUSE && !c->broken)
-			co_queue_wait(&c->reader);
+		client_wait_room(c);
 	}
 }
 
@@ -319,16 +354,6 @@ static void client_free(struct client *c)
 		fdset_remove_unused();	/* who sent them has gone */
 	co_queue_wake_all(&m->room);
 	co_queue_wake_all(&all_wait);
-}
-
-struct patience {
-	struct loop_timer timer;
-	struct client *client;
-};
-
-static void patience_over(struct loop_timer *t)
-{
-	client_break(((struct patience *)t)->client);
 }
 
 static void client_run(void *arg)

@@ -236,5 +236,5 @@ def test_a_client_that_sends_no_more_and_does_not_read_is_dropped(bare):
         pass
     stuck.sock.shutdown(socket.SHUT_WR)
     before = bare.descriptors()
-    time.sleep(12)
+    time.sleep(23)
     assert bare.descriptors() == before - 1
