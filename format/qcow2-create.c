@@ -29,6 +29,8 @@ struct target {
 	struct node *file, *data;	/* DATA: the external data file, or NULL */
 	uint8_t *cluster;		/* scratch */
 	uint8_t *zeroes;		/* PIECE bytes */
+	int (*go_on)(void *arg);	/* the caller's */
+	void *arg;
 };
 
 struct layout {
@@ -229,6 +231,10 @@ static int put_header(uint8_t *p, const struct layout *l, const struct qcow2_cre
 
 static int put(struct target *t, const void *buf, uint64_t off, uint64_t len)
 {
+	int rc = t->go_on ? t->go_on(t->arg) : 0;
+
+	if (rc)
+		return rc;
 	return t->f ? io_pwrite(t->f, buf, len, off, 0) : node_write(t->file, buf, off, len, 0);
 }
 
@@ -324,7 +330,9 @@ static int write_out(struct target *to, uint64_t off, uint64_t len)
 
 	for (uint64_t now; len && !rc; off += now, len -= now) {
 		now = min_u64(len, PIECE);
-		rc = to->data ? node_write(to->data, to->zeroes, off, now, 0) : put(to, to->zeroes, off, now);
+		rc = to->data && to->go_on ? to->go_on(to->arg) : 0;
+		if (!rc)
+			rc = to->data ? node_write(to->data, to->zeroes, off, now, 0) : put(to, to->zeroes, off, now);
 	}
 	return rc;
 }
@@ -421,7 +429,7 @@ static int create(struct target *to, const struct qcow2_create *o, struct error 
 
 int qcow2_create(struct io_file *f, const struct qcow2_create *o, struct error *err)
 {
-	struct target to = { .f = f };
+	struct target to = { .f = f, .go_on = o->go_on, .arg = o->arg };
 
 	if (o->data_file)
 		return error_set(err, -EINVAL, "An external data file needs a node");
@@ -431,7 +439,7 @@ int qcow2_create(struct io_file *f, const struct qcow2_create *o, struct error *
 int qcow2_create_node(struct node *file, struct node *data, const struct qcow2_create *o,
 		      struct error *err)
 {
-	struct target to = { .file = file, .data = data };
+	struct target to = { .file = file, .data = data, .go_on = o->go_on, .arg = o->arg };
 
 	if (!o->data_file != !data)
 		return error_set(err, -EINVAL, "data-file needs a node and a name");

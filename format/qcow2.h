@@ -34,6 +34,10 @@ struct qcow2_create {
 	const char *data_file;		/* name stored in the header; NULL: data is in the image */
 	const char *backing_file;	/* as stored in the header; NULL: none */
 	const char *backing_format;	/* needed with backing_file */
+	/* Called with ARG once in a while; what it returns, if not 0, ends the work.  NULL:
+	 * nobody asks. */
+	int (*go_on)(void *arg);
+	void *arg;
 };
 
 /* Makes a new, empty image in F (an empty file) and syncs it.  Not with a data file. */

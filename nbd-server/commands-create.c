@@ -108,13 +108,6 @@ const struct qmp_arg args_blockdev_create[] = {
 	{ NULL },
 };
 
-/* WEAK: until format/ has it. */
-__attribute__((weak)) int qcow2_create_node(struct node *file, struct node *data,
-					    const struct qcow2_create *o, struct error *err)
-{
-	return error_set(err, -ENOTSUP, "Driver does not support blockdev-create");
-}
-
 /* -- the work --------------------------------------------------------------------------- */
 
 struct creation {
@@ -187,7 +180,7 @@ static int check_qcow2(struct json_object *o, struct error *err)
 	return 0;
 }
 
-static int make_qcow2(struct creation *c, struct error *err)
+static int make_qcow2(struct creation *c, void *arg, struct error *err)
 {
 	struct json_object *o = c->options;
 	struct qcow2_create q = {
@@ -204,6 +197,8 @@ static int make_qcow2(struct creation *c, struct error *err)
 		.data_file = c->data ? c->data->filename : NULL,
 		.backing_file = qmp_str(o, "backing-file"),
 		.backing_format = qmp_str(o, "backing-fmt"),
+		.go_on = still_wanted,
+		.arg = arg,
 	};
 
 	return qcow2_create_node(c->file, c->data, &q, err);
@@ -222,7 +217,7 @@ static int create_qcow2(struct job *j, struct error *err)
 		rc = node_use_add(&data, c->data, PERM_WRITE | PERM_RESIZE, PERM_ALL, err,
 				  "job '%s'", j->id);
 	if (!rc)
-		rc = make_qcow2(c, err);
+		rc = make_qcow2(c, j, err);
 	node_use_drop(&data);
 	node_use_drop(&file);
 	return rc;
