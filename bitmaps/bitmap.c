@@ -149,7 +149,7 @@ struct bitmap *bitmap_find(struct node *n, const char *name, struct error *err)
 
 struct bitmap *bitmap_find_chain(struct node *n, const char *name, struct error *err)
 {
-	for (; n; n = n->child[CHILD_BACKING]) {
+	for (; n; n = node_below(n)) {
 		struct bitmap *b = lookup(n, name);
 
 		if (b)

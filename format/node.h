@@ -228,6 +228,12 @@ int node_flush(struct node *n);
 int node_map(struct node *n, uint64_t off, uint64_t len, struct extents *x);
 int node_truncate(struct node *n, uint64_t size, struct error *err);
 
+/* The next one down the chain: what a filter shows, or the backing image; or NULL. */
+static inline struct node *node_below(const struct node *n)
+{
+	return n->child[n->driver->filter ? CHILD_FILE : CHILD_BACKING];
+}
+
 /* The node that N shows: N itself, or what is below the filters over it. */
 struct node *node_skip_filters(struct node *n);
 

@@ -127,8 +127,8 @@ static unsigned backing_depth(const struct node *n)
 {
 	unsigned depth = 0;
 
-	while ((n = n->child[CHILD_BACKING]))
-		depth++;
+	for (; (n = node_below(n)); depth++)
+		;
 	return depth;
 }
 

@@ -90,7 +90,7 @@ def test_qcow2_on_it(daemon, tmp):
     path = tools.create(tmp / "a.qcow2", 1 << 20)
     d = daemon.start("--blockdev", f"driver=qcow2,node-name=disk,file.driver=blkdebug,file.image.driver=file,"
                      f"file.image.filename={path},file.inject-error.0.event=none,file.inject-error.0.iotype=write,"
-                     "file.inject-error.0.once=on,file.inject-error.0.errno=28",
+                     "file.inject-error.0.once=on,file.inject-error.0.errno=28,file.inject-error.0.sector=700",
                      "--export", "type=nbd,id=disk,node-name=disk,writable=on")
     h = d.libnbd()
     results = []

@@ -134,3 +134,15 @@ def test_depth_does_not_count_the_filter(daemon, tmp):
         depths.append(got)
         d.stop()
     assert depths[0] == depths[1] == [(65536, 2), (65536, 1), (SIZE - 131072, 0)]
+
+
+def test_a_bitmap_below_a_filter_is_found(daemon, tmp):
+    """An export of the filter offers the image's bitmap by its name alone."""
+    path = tools.create(tmp / "a.qcow2", SIZE)
+    tools.run("qemu-img", "bitmap", "--add", "-g", "65536", path, "b")
+    d = daemon.start("--blockdev", "driver=copy-on-read,node-name=disk,file.driver=qcow2,file.file.driver=file,"
+                     f"file.file.filename={path}",
+                     "--export", "type=nbd,id=disk,node-name=disk,writable=on,bitmaps.0=b")
+    c = d.enter(contexts=["qemu:dirty-bitmap:b"])
+    c.write(70000, b"x" * 10)
+    assert [(n, flags) for _, n, flags in c.status_all()] == [(65536, 0), (65536, 1), (SIZE - 131072, 0)]
