@@ -1,6 +1,8 @@
 # Merino.  `make help` lists the targets.  Everything is built under $(BUILD).
 PREFIX  ?= /usr/local
 DESTDIR ?=
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 BUILD   ?= build
 ifeq ($(origin CC),default)		# make's own is cc, and ?= would leave it
 CC      := gcc
@@ -29,7 +31,7 @@ MANS     = $(patsubst doc/%.pod,$(BUILD)/doc/%,$(sort $(wildcard doc/*.[1578].po
            $(BUILD)/doc/merinod-qmp.7
 
 .PHONY: all programs mans unit help deps check check-run check-asan check-tsan check-valgrind \
-        soak fuzzers fuzz-programs fuzz demo bench lint install clean
+        soak fuzzers fuzz-programs fuzz demo bench lint install install-units clean
 .SECONDARY:
 
 all: programs mans			## the programs and man pages
@@ -117,12 +119,24 @@ bench: deps				## side by side with QEMU, nbdkit and nbd-server: ratios
 lint:					## rules of the house that a machine can check
 	@tests/lint
 
-install: all				## into $(DESTDIR)$(PREFIX)
+install: all				## into $(DESTDIR)$(PREFIX), units into UNITDIR
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
 	$(Q)for m in $(MANS); do \
 		s=$${m##*.}; install -d $(DESTDIR)$(PREFIX)/share/man/man$$s && \
 		install -m 644 $$m $(DESTDIR)$(PREFIX)/share/man/man$$s; done
+
+	install -d $(DESTDIR)$(PREFIX)/share/doc/merino
+	install -m 644 doc/merinod.json $(DESTDIR)$(PREFIX)/share/doc/merino
+	@$(MAKE) --no-print-directory install-units
+install-units:				## the systemd units alone
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSUSERSDIR)
+	$(Q)sed 's,@BINDIR@,$(PREFIX)/bin,; s,@NAME@,merinod,g; s, @WHICH@,,' \
+		systemd/merinod.service.in > $(DESTDIR)$(UNITDIR)/merinod.service
+	$(Q)sed 's,@BINDIR@,$(PREFIX)/bin,; s,@NAME@,%i,g; s,@WHICH@,%i,' \
+		systemd/merinod.service.in > $(DESTDIR)$(UNITDIR)/merinod@.service
+	install -m 644 systemd/merinod.socket $(DESTDIR)$(UNITDIR)/merinod.socket
+	install -m 644 systemd/merino.conf $(DESTDIR)$(SYSUSERSDIR)/merino.conf
 
 clean:					## removes what was built
 	rm -rf build build-*
