@@ -429,6 +429,20 @@ static int uring_accept(struct io *io, int fd)
 	}
 }
 
+static void uring_cancel(struct io *io, int fd)
+{
+	struct loop *l = uring_loop(io);
+	struct io_uring_sqe *sqe;
+
+	if (!l->uring) {
+		loop_unwatch_fd(l, fd);
+		return;
+	}
+	sqe = loop_sqe(l);
+	io_uring_prep_cancel_fd(sqe, fd, IORING_ASYNC_CANCEL_ALL);
+	io_uring_sqe_set_data(sqe, NULL);
+}
+
 struct uring_sleeper {
 	struct loop_timer timer;
 	struct co *co;
@@ -473,4 +487,5 @@ const struct io_ops io_uring_ops = {
 	.mapped_make = uring_mapped_make,
 	.mapped_read = uring_mapped_read,
 	.mapped_end = uring_mapped_end,
+	.cancel = uring_cancel,
 };

@@ -78,6 +78,7 @@ struct io_ops {
 			   struct error *err);
 	int (*mapped_read)(struct io_file *f, const char *dir, size_t len, uint8_t **data);
 	void (*mapped_end)(struct io_mapped *m, bool remove);
+	void (*cancel)(struct io *io, int fd);
 };
 
 struct io {
@@ -185,6 +186,13 @@ static inline int io_poll(struct io *io, int fd, short events)
 static inline int io_accept(struct io *io, int fd)
 {
 	return io->ops->accept(io, fd);
+}
+
+/* The daemon's table only.  Ends what waits for the socket now, with -ECANCELED,
+ * and leaves the socket as it is. */
+static inline void io_cancel(struct io *io, int fd)
+{
+	io->ops->cancel(io, fd);
 }
 
 /* Whether [OFF, OFF+LEN) is in the page cache, so that sendfile(2) from it will

@@ -89,6 +89,9 @@ int loop_poll(struct loop *l, int fd, short events);
 /* loop-ring.c: 0 or -errno. */
 int loop_ring_open(struct io_uring *ring);
 
+/* Without a ring: ends every wait for FD with -ECANCELED. */
+void loop_unwatch_fd(struct loop *l, int fd);
+
 void loop_workers_init(struct loop_workers *w);
 void loop_workers_stop(struct loop_workers *w);
 

@@ -23,6 +23,7 @@ static const uint8_t operations[] = {
 	IORING_OP_WRITE,
 	IORING_OP_FSYNC,
 	IORING_OP_RECV,
+	IORING_OP_ASYNC_CANCEL,
 };
 
 #define N_OPERATIONS (sizeof(operations) / sizeof(operations[0]))

@@ -422,6 +422,22 @@ static void loop_unwatch(struct loop *l, struct loop_op *op)
 	*p = op->next;
 }
 
+void loop_unwatch_fd(struct loop *l, int fd)
+{
+	struct loop_op **p = &l->polls;
+
+	while (*p) {
+		struct loop_op *op = *p;
+
+		if (op->fd != fd) {
+			p = &op->next;
+			continue;
+		}
+		*p = op->next;
+		loop_op_finish(op, -ECANCELED);
+	}
+}
+
 static void loop_turn_poll(struct loop *l, uint64_t patience)
 {
 	static __thread struct pollfd *v;

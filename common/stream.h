@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -21,6 +22,7 @@ struct stream {
 	struct io *io;			/* of the loop that it belongs to */
 	int fd;				/* the connected socket; owned */
 	struct tls *tls;		/* owned; NULL: in the clear */
+	uint64_t sent;			/* bytes that the socket took: does the peer read? */
 };
 
 static inline void stream_init(struct stream *s, struct io *io, int fd)
@@ -50,9 +52,15 @@ static inline ssize_t stream_recv(struct stream *s, void *buf, size_t len)
 /* Bytes taken (may be fewer), -errno; MORE: another send follows at once. */
 static inline ssize_t stream_send(struct stream *s, const struct iovec *iov, int n, bool more)
 {
+	ssize_t sent;
+
 	if (__builtin_expect(s->tls != NULL, false))
-		return tls_send(s, iov, n);
-	return io_send(s->io, s->fd, iov, n, more);
+		sent = tls_send(s, iov, n);
+	else
+		sent = io_send(s->io, s->fd, iov, n, more);
+	if (sent > 0)
+		s->sent += (uint64_t)sent;
+	return sent;
 }
 
 /* Exactly LEN bytes: 0, or -errno; -ECONNRESET at the end of the stream. */

@@ -27,9 +27,9 @@
 #include "common/loop.h"
 #include "common/options.h"
 
-#define ADDRESS_SEND_BUFFER (4 << 20)	/* bytes */
 #define IN_USE_RETRIES 50
 #define IN_USE_PAUSE 20000000u		/* ns */
+#define ADDRESS_SEND_BUFFER (1 << 20)	/* bytes; the kernel takes twice as much */
 
 /* -- unix ------------------------------------------------------------------- */
 

@@ -138,7 +138,8 @@ static int status_of(struct request *rq, unsigned id, bool last)
 	uint32_t cost = x.max * (uint32_t)sizeof(struct extent);
 	int rc;
 
-	request_wait_room(rq, NULL, cost);
+	cost = request_wait_room(rq, NULL, cost);
+	x.max = cost / (uint32_t)sizeof(struct extent);
 	conn_charge(rq->conn, cost);
 	x.v = malloc(cost);
 	rc = x.v ? status_reply(rq, id, last, &x) : -ENOMEM;

@@ -8,9 +8,7 @@
  */
 #include "nbd-server/conn.h"
 
-#include <assert.h>
 #include <errno.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,187 +18,12 @@
 #include "nbd-server/daemon.h"
 #include "nbd-server/listener.h"
 
-#define ROOM_RETRY_NS 50000000u	/* how often to look whether others gave memory back */
-#define RX_POOL_MAX 16		/* idle receive buffers kept by a thread */
-
-static _Atomic uint64_t server_mem;	/* bytes charged by all connections of all loops */
-static __thread struct rxbuf *rx_pool;
-static __thread unsigned rx_pool_size;
 static __thread unsigned requests_here;	/* in flight on this thread */
-
-/* -- memory ----------------------------------------------------------------- */
-
-void conn_charge(struct conn *c, uint32_t bytes)
-{
-	c->mem += bytes;
-	atomic_fetch_add_explicit(&server_mem, bytes, memory_order_relaxed);
-}
-
-void conn_credit(struct conn *c, uint32_t bytes)
-{
-	c->mem -= bytes;
-	atomic_fetch_sub_explicit(&server_mem, bytes, memory_order_relaxed);
-	if (c->room.head)
-		co_queue_wake_all(&c->room);
-}
-
-/* Whoever holds little always may go on: nobody starves behind hoarders. */
-bool conn_has_room(const struct conn *c, uint32_t bytes)
-{
-	if (c->mem < REQUEST_PIECE)
-		return true;
-	return c->mem + bytes <= CONN_MEM_MAX &&
-	       atomic_load_explicit(&server_mem, memory_order_relaxed) + bytes <= SERVER_MEM_MAX;
-}
-
-struct room_timer {
-	struct loop_timer timer;
-	struct conn *conn;
-};
-
-static void room_retry(struct loop_timer *t)
-{
-	co_queue_wake_all(&((struct room_timer *)t)->conn->room);
-}
-
-void conn_wait_room(struct conn *c, const struct reply *stream, uint32_t bytes)
-{
-	struct room_timer t = { .conn = c };
-
-	while (!c->dead && !conn_has_room(c, bytes) && !(stream && c->tx_dry == stream)) {
-		/* Others hold it, perhaps on other loops: they do not wake us. */
-		if (c->mem + bytes <= CONN_MEM_MAX)
-			loop_timer_set(&t.timer, loop_now() + ROOM_RETRY_NS, room_retry);
-		co_queue_wait(&c->room);
-		loop_timer_cancel(&t.timer);
-	}
-}
-
-static struct rxbuf *rxbuf_get(struct conn *c)
-{
-	struct rxbuf *b = rx_pool;
-
-	if (b) {
-		rx_pool = b->next;
-		rx_pool_size--;
-	} else {
-		b = malloc(sizeof(*b));
-		if (!b)
-			return NULL;
-	}
-	b->refs = 1;
-	conn_charge(c, RX_SIZE);
-	return b;
-}
-
-void rxbuf_unref(struct conn *c, struct rxbuf *b)
-{
-	if (--b->refs)
-		return;
-	conn_credit(c, RX_SIZE);
-	if (rx_pool_size >= RX_POOL_MAX) {
-		free(b);
-		return;
-	}
-	b->next = rx_pool;
-	rx_pool = b;
-	rx_pool_size++;
-}
 
 static void pools_drain(struct loop_hook *h)
 {
-	while (rx_pool) {
-		struct rxbuf *b = rx_pool;
-
-		rx_pool = b->next;
-		free(b);
-	}
-	rx_pool_size = 0;
+	rx_pools_drain();
 	reply_pool_drain();
-}
-
-/* -- receiving -------------------------------------------------------------- */
-
-static inline uint32_t rx_have(const struct conn *c)
-{
-	return c->rx_end - c->rx_start;
-}
-
-/* Makes space behind what is there, without touching payloads in use. */
-static bool rx_make_space(struct conn *c)
-{
-	uint32_t have = rx_have(c);
-	struct rxbuf *b;
-
-	if (c->rx->refs > 1)
-		conn_wait_room(c, NULL, RX_SIZE);
-	if (c->rx->refs == 1) {
-		memmove(c->rx->data, c->rx->data + c->rx_start, have);
-	} else {
-		b = rxbuf_get(c);
-		if (!b)
-			return false;
-		memcpy(b->data, c->rx->data + c->rx_start, have);
-		rxbuf_unref(c, c->rx);
-		c->rx = b;
-	}
-	c->rx_start = 0;
-	c->rx_end = have;
-	return true;
-}
-
-/* Receives at least one byte; false when the stream has ended. */
-static bool rx_fill(struct conn *c)
-{
-	uint32_t room;
-	ssize_t n;
-
-	if (!rx_have(c) && c->rx->refs == 1)
-		c->rx_start = c->rx_end = 0;
-	else if (RX_SIZE - c->rx_end < RX_INLINE_MAX + NBD_EXTENDED_REQUEST_SIZE && !rx_make_space(c))
-		return false;
-	room = RX_SIZE - c->rx_end;
-	if (c->rx_short)
-		room = (uint32_t)min_u64(room, 4096);
-	if (c->rx_requests == 1 && !c->in_flight)
-		loop_expect_soon();	/* a client that waits for each reply */
-	c->rx_requests = 0;
-	n = stream_recv(&c->stream, c->rx->data + c->rx_end, room);
-	if (n <= 0)
-		return false;
-	c->rx_end += (uint32_t)n;
-	return true;
-}
-
-static bool rx_need(struct conn *c, uint32_t bytes)
-{
-	while (rx_have(c) < bytes)
-		if (!rx_fill(c))
-			return false;
-	return true;
-}
-
-/* Takes LEN payload bytes into BUF (NULL: nowhere). */
-static bool rx_take(struct conn *c, uint8_t *buf, uint32_t len)
-{
-	while (len) {
-		uint32_t now = (uint32_t)min_u64(rx_have(c), len);
-
-		if (!now) {
-			if (buf)
-				return !stream_recv_all(&c->stream, buf, len);
-			if (!rx_fill(c))
-				return false;
-			continue;
-		}
-		if (buf) {
-			memcpy(buf, c->rx->data + c->rx_start, now);
-			buf += now;
-		}
-		c->rx_start += now;
-		len -= now;
-	}
-	return true;
 }
 
 /* -- requests --------------------------------------------------------------- */
@@ -264,16 +87,16 @@ void conn_request_ended(struct conn *c)
 static bool write_in_pieces(struct conn *c, struct request *rq)
 {
 	struct reply *block;
-	uint32_t left = (uint32_t)rq->len;
+	uint32_t left = (uint32_t)rq->len, piece;
 	uint64_t off = rq->off, begun = loop_now();
 	bool ok = true;
 	int rc;
 
-	conn_wait_room(c, NULL, REQUEST_PIECE);
-	block = reply_new(c, REQUEST_PIECE);
+	piece = conn_wait_room(c, NULL, (uint32_t)min_u64(left, REQUEST_PIECE));
+	block = reply_new(c, piece);
 	rc = block ? 0 : -ENOMEM;
 	while (left && ok) {
-		uint32_t now = (uint32_t)min_u64(left, REQUEST_PIECE);
+		uint32_t now = (uint32_t)min_u64(left, piece);
 
 		ok = rx_take(c, rc ? NULL : reply_payload(block), now);
 		if (ok && !rc) {
@@ -298,7 +121,8 @@ static bool write_from_block(struct conn *c, struct request *rq)
 {
 	uint32_t len = (uint32_t)rq->len;
 
-	conn_wait_room(c, NULL, len);
+	if (conn_wait_room(c, NULL, len) < len)
+		return write_in_pieces(c, rq);
 	rq->block = reply_new(c, len);
 	if (!rq->block)
 		return false;
@@ -338,7 +162,7 @@ static bool take_write(struct conn *c, struct request *rq)
 		return refuse_payload(c, rq, error);
 	if (rq->len > REQUEST_PIECE)
 		return write_in_pieces(c, rq);
-	if (rq->len > RX_INLINE_MAX)
+	if (!rx_fits(c, (uint32_t)rq->len))
 		return write_from_block(c, rq);
 	if (!rx_need(c, (uint32_t)rq->len))
 		return false;
@@ -484,7 +308,7 @@ static void conn_finish(struct conn *c, struct conn_end *end)
 	conn_unlink(c);
 	stream_close(&c->stream);
 	rxbuf_unref(c, c->rx);
-	assert(!c->mem);
+	conn_room_leave(c);
 	*end = (struct conn_end){
 		.msg.fn = conn_ended, .export = c->export, .listener = c->a.listener,
 	};
@@ -519,7 +343,8 @@ static void conn_started(struct loop_msg *m)
 
 	loop_end_hook_queue(&end, pools_drain);
 	c->rx = s->rx;
-	conn_charge(c, RX_SIZE);
+	conn_charge(c, c->rx->size);
+	conn_room_join(c);
 	stream_move(&c->stream, loop_io(loop_self()));
 	c->tx_end = &c->tx;
 	c->next = c->export->conns;
@@ -538,9 +363,9 @@ void transmission_start(struct agreement *a)
 {
 	struct conn_start *s = malloc(sizeof(*s));
 	struct conn *c = calloc(1, sizeof(*c));
-	struct rxbuf *rx = malloc(sizeof(*rx));
+	struct rxbuf *rx = rxbuf_new(RX_SMALL);
 
-	if (!s || !c || !rx || a->early_len > RX_SIZE) {
+	if (!s || !c || !rx || a->early_len > RX_SMALL) {
 		log_error("connection dropped reason='out of memory'");
 		free(s);
 		free(c);
@@ -551,7 +376,6 @@ void transmission_start(struct agreement *a)
 		export_unref(a->export);
 		return;
 	}
-	rx->refs = 1;
 	c->a = *a;
 	c->export = a->export;
 	c->node = a->export->node;

@@ -1,19 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* conn: one NBD connection in transmission, on the loop of its export's disk.
  *
- * conn.c        its life, and what arrives (the reader coroutine)
+ * conn.c        its life, and the requests that arrive (the reader coroutine)
+ * conn-rx.c     the bytes that arrive
+ * conn-room.c   who may hold how much memory, and who is dropped for it
  * request.c     validation and service of one request (a coroutine each)
  * request-read.c  reads: small, from the page cache without a copy, in pieces
  * request-range.c  CACHE, TRIM and WRITE_ZEROES: as long as the disk, in pieces
  * block-status.c  BLOCK_STATUS
  * reply.c       what leaves: blocks, the queue, the sender coroutine
  *
- * Bounds: a connection has at most CONN_REQUESTS_MAX requests in flight and,
- * beyond its first, waits while it holds CONN_MEM_MAX bytes of payloads and
- * replies; all connections of all loops together wait above SERVER_MEM_MAX, and
- * those of one loop above LOOP_REQUESTS_MAX requests.  Large requests are served
- * in pieces, and memory is asked for before each, outside the gate: a client that
- * does not read makes nobody wait.
+ * Bounds: a connection has at most CONN_REQUESTS_MAX requests in flight and waits
+ * while it holds CONN_MEM_MAX bytes of payloads and replies; all connections of all
+ * loops together wait above SERVER_MEM_MAX, but everybody may hold CONN_MEM_MIN; those
+ * of one loop wait above LOOP_REQUESTS_MAX requests.  Large requests are served in
+ * pieces, and memory is asked for before each, outside the gate: a client that does
+ * not read makes nobody wait.
  */
 #ifndef MERINO_CONN_H
 #define MERINO_CONN_H
@@ -33,9 +35,12 @@
 #define CONN_REQUESTS_MAX 128
 #define LOOP_REQUESTS_MAX 4096		/* each has a stack */
 #define CONN_MEM_MAX (12u << 20)
-#define SERVER_MEM_MAX (192u << 20)
-#define REQUEST_PIECE (2u << 20)	/* bytes of a large read or write handled at a time */
-#define RX_SIZE (256u << 10)		/* bytes that one receive may bring */
+#define CONN_MEM_MIN (384u << 10)
+#define SERVER_MEM_MAX (160u << 20)
+#define REQUEST_PIECE (2u << 20)	/* bytes of a large read or write handled at a time … */
+#define PIECE_SMALL (64u << 10)		/* … and when memory is short */
+#define RX_SIZE (256u << 10)		/* bytes that one receive may bring … */
+#define RX_SMALL (8u << 10)		/* … and the first one of several */
 #define RX_INLINE_MAX (64u << 10)	/* longest write payload used where it was received */
 #define TX_EARLY 8			/* replies that leave before the turn ends: the peer goes to work */
 #define READ_NOCOPY_MIN (32u << 10)	/* shortest read sent straight from the page cache */
@@ -47,7 +52,8 @@
 struct rxbuf {
 	struct rxbuf *next;		/* in the pool */
 	unsigned refs;
-	uint8_t data[RX_SIZE];
+	uint32_t size;			/* RX_SIZE or RX_SMALL */
+	uint8_t data[];
 };
 
 enum reply_kind {
@@ -81,10 +87,17 @@ struct conn {
 	uint32_t rx_start, rx_end;	/* bytes of rx->data not parsed yet */
 	unsigned rx_requests;		/* parsed since the last receive */
 	bool rx_short;			/* large writes come: receive headers alone */
+	bool rx_large;			/* much comes at a time: receive into a large buffer */
+	bool rx_waits;			/* in a large one, which an idle connection gives back */
+	uint8_t rx_looks;		/* how often it was seen waiting like that */
 	/* Requests */
 	unsigned in_flight;		/* request coroutines */
 	uint32_t mem;			/* bytes charged: replies, payloads, receive buffers */
 	struct co_queue room;		/* waits for in_flight or mem to fall */
+	struct conn *here_next, *here_prev;	/* conn-room.c: this thread's connections … */
+	struct conn *short_next;	/* … and those that wait for the server's share */
+	bool is_short;
+	uint64_t sent_seen, stuck_ns;	/* stream.sent at the last look; how long it was the same */
 	/* Sending */
 	struct reply *tx, **tx_end;
 	unsigned tx_ready;		/* replies queued since the last send */
@@ -111,9 +124,10 @@ uint32_t request_check(const struct request *rq);
 /* Body of a request's coroutine, inside the gate, which it leaves; ARG is copied
  * before anything else. */
 void request_run(void *arg);
-/* Before a request holds BYTES more: waits for room, outside the gate.  What its
- * caller holds meanwhile is queued: sending frees it.  STREAM as in conn_wait_room(). */
-void request_wait_room(struct request *rq, const struct reply *stream, uint32_t bytes);
+/* Before a request holds WANT bytes more: waits for room, outside the gate.  What its
+ * caller holds meanwhile is queued: sending frees it.  STREAM, and what it returns, as
+ * for conn_wait_room(). */
+uint32_t request_wait_room(struct request *rq, const struct reply *stream, uint32_t want);
 /* Between two pieces of a long request: out of the gate, and others run. */
 void request_breathe(struct request *rq);
 uint32_t nbd_error(int rc);		/* NBD's number for an -errno */
@@ -168,14 +182,33 @@ void reply_pool_drain(void);
 
 /* conn.c.  A request of this connection has ended. */
 void conn_request_ended(struct conn *c);
+/* Ends the connection from inside: the socket is shut down, the reader notices. */
+void conn_kill(struct conn *c);
+
+/* conn-rx.c.  At least BYTES unparsed bytes lie in one piece at rx->data + rx_start;
+ * false when the stream has ended.  They have to fit: */
+bool rx_need(struct conn *c, uint32_t bytes);
+bool rx_fits(const struct conn *c, uint32_t bytes);
+/* Takes LEN bytes into BUF (NULL: nowhere). */
+bool rx_take(struct conn *c, uint8_t *buf, uint32_t len);
+/* A look at a connection that may be idle with a large buffer, which it then gives
+ * back; false when it is not. */
+bool rx_look(struct conn *c);
+struct rxbuf *rxbuf_new(uint32_t size);
+void rxbuf_unref(struct conn *c, struct rxbuf *b);
+void rx_pools_drain(void);
+
+/* conn-room.c. */
+void conn_room_join(struct conn *c);
+void conn_room_leave(struct conn *c);	/* it holds nothing any more */
 void conn_charge(struct conn *c, uint32_t bytes);
 void conn_credit(struct conn *c, uint32_t bytes);
 bool conn_has_room(const struct conn *c, uint32_t bytes);
-/* STREAM (NULL: none) gets its next piece without room when the sender waits for
- * it: memory held by answers behind it only comes back after it. */
-void conn_wait_room(struct conn *c, const struct reply *stream, uint32_t bytes);
-/* Ends the connection from inside: the socket is shut down, the reader notices. */
-void conn_kill(struct conn *c);
-void rxbuf_unref(struct conn *c, struct rxbuf *b);
+/* Waits until the connection may hold more: how many of WANT bytes, at least
+ * PIECE_SMALL of them.  STREAM (NULL: none) gets its next piece without room when the
+ * sender waits for it: memory held by answers behind it only comes back after it. */
+uint32_t conn_wait_room(struct conn *c, const struct reply *stream, uint32_t want);
+/* The connection waits in a way that must not last: it will be looked at. */
+void conn_watch(struct conn *c);
 
 #endif

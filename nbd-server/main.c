@@ -10,6 +10,7 @@
  * the opposite order; it is the same after SIGTERM, quit or a failed start.
  */
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -193,6 +194,8 @@ int main(int argc, char **argv)
 
 	log_init("merinod", LOG_LEVEL_INFO);
 	signal(SIGPIPE, SIG_IGN);
+	/* Large buffers go back to the system when they are freed. */
+	mallopt(M_MMAP_THRESHOLD, 128 << 10);
 	cmdline_parse(&cmdline, argc, argv);
 	graph_init(&the_daemon.graph);
 	bitmaps_init();

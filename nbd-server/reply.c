@@ -178,6 +178,8 @@ static void tx_flush(struct loop_hook *h)
 	}
 	c->sending = true;
 	c->tx_ready = 0;
+	if (c->a.send_timeout_ns)
+		conn_watch(c);
 	co_start(conn_sender, c);
 }
 
@@ -331,6 +333,7 @@ static void send_file(struct conn *c, struct reply *r)
 		if (sent > 0) {
 			r->file_off += (uint64_t)sent;
 			r->file_len -= (uint64_t)sent;
+			c->stream.sent += (uint64_t)sent;
 		} else if (sent < 0 && errno == EAGAIN) {
 			if (io_poll(c->stream.io, c->stream.fd, POLLOUT) < 0)
 				conn_kill(c);

@@ -19,12 +19,13 @@
 #define EFFECT_ALIGN (2ull << 20)	/* … and where pieces meet: the largest cluster */
 #define EFFECT_NS 20000000u		/* how long a piece shall take at most */
 
-static int cache_data(struct request *rq, struct reply *block, uint64_t off, uint64_t len)
+static int cache_data(struct request *rq, struct reply *block, uint32_t piece, uint64_t off,
+		      uint64_t len)
 {
 	int rc = 0;
 
 	while (len && !rc && !rq->conn->dead) {
-		size_t now = (size_t)min_u64(len, CACHE_PIECE);
+		size_t now = (size_t)min_u64(len, piece);
 
 		rc = node_read(rq->conn->node, reply_payload(block), off, now);
 		off += now;
@@ -36,7 +37,7 @@ static int cache_data(struct request *rq, struct reply *block, uint64_t off, uin
 }
 
 /* Reads what is there; what was never written is not worth the time. */
-static int cache_range(struct request *rq, struct reply *block)
+static int cache_range(struct request *rq, struct reply *block, uint32_t piece)
 {
 	uint64_t off = rq->off, end = rq->off + rq->len;
 	struct extent v[16];
@@ -50,7 +51,7 @@ static int cache_range(struct request *rq, struct reply *block)
 			rc = -EIO;
 		for (uint32_t i = 0; i < x.n && !rc; i++) {
 			if (!(v[i].flags & EXTENT_ZERO))
-				rc = cache_data(rq, block, off, v[i].len);
+				rc = cache_data(rq, block, piece, off, v[i].len);
 			off += v[i].len;
 		}
 		if (off < end)
@@ -61,14 +62,13 @@ static int cache_range(struct request *rq, struct reply *block)
 
 int request_cache(struct request *rq)
 {
-	struct reply *block;
+	uint32_t piece = request_wait_room(rq, NULL, CACHE_PIECE);
+	struct reply *block = reply_new(rq->conn, piece);
 	int rc;
 
-	request_wait_room(rq, NULL, CACHE_PIECE);
-	block = reply_new(rq->conn, CACHE_PIECE);
 	if (!block)
 		return -ENOMEM;
-	rc = cache_range(rq, block);
+	rc = cache_range(rq, block, piece);
 	reply_free(rq->conn, block);
 	return rc;
 }

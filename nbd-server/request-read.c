@@ -94,10 +94,9 @@ static int read_stream(struct request *rq, uint64_t off, uint32_t len, bool last
 		return -ENOMEM;
 	reply_queue(c, s);
 	while (len && !rc && !c->dead) {
-		uint32_t now = (uint32_t)min_u64(len, REQUEST_PIECE / 2);
+		uint32_t now = request_wait_room(rq, s, (uint32_t)min_u64(len, REQUEST_PIECE / 2));
 		struct reply *p;
 
-		request_wait_room(rq, s, now);
 		p = reply_new(c, now);
 		rc = p ? node_read(c->node, reply_payload(p), off, now) : -ENOMEM;
 		if (!rc) {
@@ -115,12 +114,29 @@ static int read_stream(struct request *rq, uint64_t off, uint32_t len, bool last
 	return 0;
 }
 
+/* Too many bytes to hold at once, in as many chunks as it takes. */
+static int read_chunks(struct request *rq, uint64_t off, uint32_t len, bool last)
+{
+	int rc = 0;
+
+	while (len && !rc && !rq->conn->dead) {
+		uint32_t now = request_wait_room(rq, NULL, (uint32_t)min_u64(len, REQUEST_PIECE));
+
+		rc = read_piece(rq, off, now, last && now == len);
+		off += now;
+		len -= now;
+	}
+	return rc;
+}
+
 static int read_data(struct request *rq, uint64_t off, uint32_t len, bool last)
 {
 	if (read_nocopy(rq, off, len, last))
 		return 0;
-	if (len <= REQUEST_PIECE)
+	if (len <= PIECE_SMALL || (len <= REQUEST_PIECE && conn_has_room(rq->conn, len)))
 		return read_piece(rq, off, len, last);
+	if (rq->conn->a.structured && !(rq->flags & NBD_CMD_FLAG_DF))
+		return read_chunks(rq, off, len, last);
 	return read_stream(rq, off, len, last);
 }
 

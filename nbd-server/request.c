@@ -103,22 +103,23 @@ static int serve(struct request *rq)
 	}
 }
 
-void request_wait_room(struct request *rq, const struct reply *stream, uint32_t bytes)
+uint32_t request_wait_room(struct request *rq, const struct reply *stream, uint32_t want)
 {
 	struct conn *c = rq->conn;
 
-	if (conn_has_room(c, bytes))
-		return;
+	if (conn_has_room(c, want))
+		return want;
 	conn_leave(c);
-	conn_wait_room(c, stream, bytes);
+	want = conn_wait_room(c, stream, want);
 	conn_enter(c);
+	return want;
 }
 
 void request_breathe(struct request *rq)
 {
-	gate_leave(&rq->conn->node->gate);
+	conn_leave(rq->conn);
 	co_yield();
-	gate_enter(&rq->conn->node->gate);
+	conn_enter(rq->conn);
 }
 
 static void request_done(struct request *rq)

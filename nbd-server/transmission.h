@@ -30,6 +30,7 @@ struct agreement {
 	uint16_t contexts[CONTEXTS_MAX];	/* selected: indices into export->contexts */
 	unsigned n_contexts;
 	/* Bytes that were received behind the last option: the first requests. */
+	uint64_t send_timeout_ns;	/* a client that takes nothing for so long is dropped; 0: no limit */
 	uint8_t *early;			/* malloc'd, owned; NULL when none */
 	size_t early_len;
 };
