@@ -122,6 +122,6 @@ enum nbd_errno {
 
 #define NBD_STRING_MAX		4096	/* bytes; specification: "strings" */
 #define NBD_REQUEST_MAX		(32u << 20)	/* bytes of one read's or write's payload */
-#define NBD_OPTION_MAX		(64u << 10)	/* bytes of an option's data that we take */
+#define NBD_OPTION_MAX		(32u << 10)	/* bytes of an option's data that we take */
 
 #endif

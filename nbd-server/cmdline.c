@@ -71,6 +71,16 @@ static void take_loops(struct cmdline *c, const char *text)
 	c->loops = (unsigned)n;
 }
 
+static void take_send_timeout(struct cmdline *c, const char *text)
+{
+	char *end;
+	unsigned long n = strtoul(text, &end, 10);
+
+	if (*text < '0' || *text > '9' || *end || n > 86400)
+		cmdline_refuse("--send-timeout", "must be a number of seconds, up to 86400");
+	nbd_server_send_timeout = (unsigned)n;
+}
+
 static void take_state(struct cmdline *c, const char *text)
 {
 	c->state.dir = text;
@@ -184,7 +194,7 @@ const struct option_def cmdline_options[] = {
 	{ "nbd-server", 0, "addr.type=unix,addr.path=PATH,...",
 	  "listen for NBD clients (or addr.type=inet,addr.host=,addr.port=; or\n"
 	  "addr.type=fd,addr.str=; or addr.type=vsock,addr.cid=,addr.port=);\n"
-	  "max-connections=N, handshake-max-seconds=N; tls-creds=ID, tls-authz=ID, tls=on;\n"
+	  "max-connections=N, handshake-max-seconds=N, send-timeout=N; tls-creds=ID, tls-authz=ID, tls=on;\n"
 	  "may be repeated", .run = nbd_server_start_keyval,
 	  .member = "nbd-servers", .list = true },
 	{ "object", 0, "CLASS,id=ID,...", "make an object, as QMP's object-add: tls-creds-x509, tls-creds-psk,\n"
@@ -214,6 +224,8 @@ const struct option_def cmdline_options[] = {
 	  .take = take_pidfile, .member = "pidfile" },
 	{ "loops", 0, "N", "threads that disks are spread over; default 1", .take = take_loops,
 	  .member = "loops" },
+	{ "send-timeout", 0, "SECONDS", "drop clients that take no reply for so long; default 0: never",
+	  .take = take_send_timeout, .member = "send-timeout" },
 	{ "lock-wait", 0, "MS", "wait so long for an image that another process has locked;\ndefault 2000",
 	  .take = take_lock_wait, .member = "lock-wait" },
 	{ "trace", 'T', "...", "accepted for qemu-storage-daemon's sake; does nothing",

@@ -78,6 +78,8 @@ static const struct qmp_arg args_nbd_server_flat[] = {
 	{ "tls", QMP_STR, false, "require (the default with tls-creds) or on: clients may go without",
 	  .values = tls_values },
 	{ "max-connections", QMP_UINT, false, "clients at a time, 0: any number; default 100" },
+	{ "send-timeout", QMP_UINT, false,
+	  "seconds that a client may take no reply, 0: any time; default --send-timeout" },
 	{ NULL },
 };
 
@@ -108,6 +110,8 @@ const struct qmp_case *address_cases(void)
 	return cases;
 }
 
+unsigned nbd_server_send_timeout;
+
 static int take_limit(struct json_object *args, const char *name, unsigned *out, struct error *err)
 {
 	uint64_t n = *out;
@@ -123,7 +127,11 @@ static int take_limit(struct json_object *args, const char *name, unsigned *out,
 /* ARGS have been checked, and addr is flat. */
 static int nbd_server_start(struct json_object *args, struct error *err)
 {
-	struct listener_options o = { DEFAULT_CONNECTIONS, DEFAULT_HANDSHAKE };
+	struct listener_options o = {
+		.max_connections = DEFAULT_CONNECTIONS,
+		.handshake_max_seconds = DEFAULT_HANDSHAKE,
+		.send_timeout = nbd_server_send_timeout,
+	};
 	const char *tls = qmp_str(args, "tls");
 	int rc;
 
@@ -135,6 +143,8 @@ static int nbd_server_start(struct json_object *args, struct error *err)
 	rc = take_limit(args, "max-connections", &o.max_connections, err);
 	if (!rc)
 		rc = take_limit(args, "handshake-max-seconds", &o.handshake_max_seconds, err);
+	if (!rc)
+		rc = take_limit(args, "send-timeout", &o.send_timeout, err);
 	if (rc)
 		return rc;
 	return listener_start(json_object_object_get(args, "addr"), &o, NULL, err);
@@ -227,6 +237,8 @@ COMMAND(command_block_export_add)
 	const char *name = qmp_str(args, "node-name");
 	int rc = export_refuse(args, err);
 
+	if (!rc)
+		rc = take_limit(args, "max-connections", &o.max_connections, err);
 	if (rc)
 		return rc;
 	if (export_find_id(o.id))

@@ -73,6 +73,8 @@ const struct qmp_arg args_nbd_server_start[] = {
 	{ "tls", QMP_STR, false, "require (the default with tls-creds) or on: clients may go without",
 	  .values = tls_values },
 	{ "max-connections", QMP_UINT, false, "clients at a time, 0: any number; default 100" },
+	{ "send-timeout", QMP_UINT, false,
+	  "seconds that a client may take no reply, 0: any time; default --send-timeout" },
 	{ NULL },
 };
 
@@ -103,6 +105,8 @@ static const struct qmp_arg args_export_add[] = {
 	  .only = "nbd" },
 	{ "bitmaps", QMP_ARRAY, false, "dirty bitmaps to offer as qemu:dirty-bitmap:NAME",
 	  .item = &item_bitmap, .only = "nbd" },
+	{ "max-connections", QMP_UINT, false, "clients at a time, 0 (the default): any number",
+	  .only = "nbd" },
 	{ "allocation-depth", QMP_BOOL, false, "offer qemu:allocation-depth",
 	  .only = "nbd" },
 	{ NULL },

@@ -130,4 +130,7 @@ int command_node_call(struct node *n, int (*fn)(struct node *n, void *arg, struc
 /* Forgets all nodes that blockdev-add made, at the end of the process. */
 void command_nodes_close(void);
 
+/* commands-export.c: --send-timeout, the default of send-timeout. */
+extern unsigned nbd_server_send_timeout;
+
 #endif

@@ -139,8 +139,29 @@ static void export_drop_contexts(struct export *e)
 		node_unref(b->node);
 	}
 	free(e->contexts);
+	free(e->by_name);
 	e->contexts = NULL;
+	e->by_name = NULL;
 	e->n_contexts = 0;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	const struct export_context *const *x = a, *const *y = b;
+
+	return strcmp((*x)->name, (*y)->name);
+}
+
+/* Clients ask by name, and may ask often. */
+static int export_sort_contexts(struct export *e, struct error *err)
+{
+	e->by_name = calloc(e->n_contexts, sizeof(struct export_context *));
+	if (!e->by_name)
+		return error_set(err, -ENOMEM, "Out of memory");
+	for (unsigned i = 0; i < e->n_contexts; i++)
+		e->by_name[i] = &e->contexts[i];
+	qsort(e->by_name, e->n_contexts, sizeof(struct export_context *), compare_names);
+	return 0;
 }
 
 /* multi-conn is true: connections share the node, and a flush is the node's. */
@@ -191,6 +212,8 @@ int export_open_node(struct export *e, const struct export_options *o, struct er
 			  e->id);
 	if (!rc)
 		rc = export_add_contexts(e, o, err);
+	if (!rc)
+		rc = export_sort_contexts(e, err);
 	if (rc) {
 		export_close_node(e);
 		return rc;

@@ -263,6 +263,7 @@ static struct export *export_new(const struct export_options *o, const char *nam
 	e->serial = ++export_serials;
 	e->loop = o->node->loop;
 	e->writable = o->writable;
+	e->max_connections = o->max_connections;
 	e->refs = 1;
 	e->opening = true;
 	return e;

@@ -53,7 +53,9 @@ struct export {
 	uint16_t flags;			/* enum nbd_transmission_flags */
 	uint32_t block_min, block_preferred, block_max;	/* bytes, NBD_INFO_BLOCK_SIZE */
 	struct export_context *contexts;
+	const struct export_context **by_name;	/* all of them */
 	unsigned n_contexts;
+	unsigned max_connections;	/* 0: any number */
 	/* Main loop: */
 	unsigned refs;			/* connections, and the list itself */
 	bool opening;			/* its name is taken, clients do not see it yet */
@@ -91,12 +93,19 @@ struct export_options {
 	struct node *node;
 	bool writable;
 	bool allocation_depth;
+	unsigned max_connections;	/* 0: any number */
 	bool lossy;			/* go without those of BITMAPS that cannot be used */
 	struct json_object *bitmaps;	/* array of names and {"node":…,"name":…}; NULL: none */
 };
 
 /* Coroutine.  Offers the node; errors in QEMU's words. */
 int export_add(const struct export_options *o, struct error *err);
+
+/* As many clients are connected as may be. */
+static inline bool export_is_full(const struct export *e)
+{
+	return e->max_connections && e->refs > e->max_connections;
+}
 
 /* Clients are connected, or on their way out. */
 bool export_is_used(const struct export *e);

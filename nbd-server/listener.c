@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "common/co.h"
@@ -30,6 +31,7 @@
 
 #define SECOND 1000000000ull		/* ns */
 #define ACCEPT_PAUSE (SECOND / 10)	/* after an error such as EMFILE */
+#define DESCRIPTORS_KEPT 512		/* for images and control sockets */
 
 struct listener {
 	struct listener *next;
@@ -60,10 +62,31 @@ struct acceptor {
 
 static struct listener *listeners;
 static bool accepting;			/* listener_accept_all() was called */
+static unsigned n_clients;		/* of all listeners, those that are stopping included */
+static unsigned clients_max = LISTENER_CLIENTS_MAX;
 
 bool listener_any(void)
 {
 	return listeners;
+}
+
+/* Each client has a descriptor, and at times two stacks, which the kernel counts. */
+void listener_init(void)
+{
+	struct rlimit r;
+
+	if (getrlimit(RLIMIT_NOFILE, &r) < 0)
+		return;
+	if (r.rlim_cur < LISTENER_CLIENTS_MAX + DESCRIPTORS_KEPT) {
+		r.rlim_cur = LISTENER_CLIENTS_MAX + DESCRIPTORS_KEPT;
+		if (r.rlim_cur > r.rlim_max)
+			r.rlim_cur = r.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &r);
+		getrlimit(RLIMIT_NOFILE, &r);
+	}
+	if (r.rlim_cur < LISTENER_CLIENTS_MAX + DESCRIPTORS_KEPT)
+		clients_max = r.rlim_cur > 2 * DESCRIPTORS_KEPT
+			? (unsigned)r.rlim_cur - DESCRIPTORS_KEPT : (unsigned)r.rlim_cur / 2;
 }
 
 /* -- clients ---------------------------------------------------------------- */
@@ -71,6 +94,10 @@ bool listener_any(void)
 void listener_connection_ended(struct listener *l)
 {
 	l->connections--;
+	if (n_clients-- == clients_max) {
+		for (struct listener *other = listeners; other; other = other->next)
+			co_queue_wake_all(&other->room);
+	}
 	co_queue_wake_all(&l->room);
 	co_queue_wake_all(&l->idle);
 }
@@ -126,16 +153,20 @@ static void client_start(struct listener *l, int fd)
 	c->listener = l;
 	stream_init(&c->agreement.stream, loop_io(loop_self()), fd);
 	c->agreement.listener = l;
+	c->agreement.send_timeout_ns = l->options.send_timeout * SECOND;
 	c->agreement.tls = &l->tls;
 	c->next = l->handshakes;
 	l->handshakes = c;
 	l->connections++;
+	if (++n_clients == clients_max)
+		log_warning("no more clients for now: %u are connected", n_clients);
 	co_start(client_run, c);
 }
 
 static bool listener_is_full(const struct listener *l)
 {
-	return l->options.max_connections && l->connections >= l->options.max_connections;
+	return n_clients >= clients_max ||
+	       (l->options.max_connections && l->connections >= l->options.max_connections);
 }
 
 /* A client that gave up before it was accepted says nothing about the socket. */

@@ -15,9 +15,12 @@
 struct json_object;
 struct listener;
 
+#define LISTENER_CLIENTS_MAX 16384	/* of all listeners, whatever max-connections says */
+
 struct listener_options {
 	unsigned max_connections;	/* 0: no limit of its own; QEMU's default is 100 */
 	unsigned handshake_max_seconds;	/* 0: no limit; QEMU's default is 10 */
+	unsigned send_timeout;		/* seconds that a client may take nothing; 0: no limit */
 	const char *tls_creds;		/* object's id; NULL: no TLS */
 	const char *tls_authz;		/* object's id, with tls_creds only; NULL: no further check */
 	bool tls_optional;		/* clients may go without */
@@ -36,6 +39,9 @@ int listener_stop_all(struct error *err);
 /* The start is over: all exports that the command line asks for are there, and
  * clients, who could only connect so far, are served. */
 void listener_accept_all(void);
+
+/* At the start of the process: has it as many descriptors as clients may need. */
+void listener_init(void);
 
 /* Whether any listener runs. */
 bool listener_any(void);

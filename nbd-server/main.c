@@ -196,6 +196,7 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	/* Large buffers go back to the system when they are freed. */
 	mallopt(M_MMAP_THRESHOLD, 128 << 10);
+	listener_init();
 	cmdline_parse(&cmdline, argc, argv);
 	graph_init(&the_daemon.graph);
 	bitmaps_init();

@@ -43,39 +43,71 @@ static bool meta_parse(struct handshake *h, struct meta_request *r)
 	return p.left == 0;
 }
 
-/* "base:", "qemu:" or "qemu:dirty-bitmap:", and CONTEXT lies below it. */
-static bool meta_is_above(const char *query, uint32_t len, const char *context)
-{
-	static const char *const above[] = { "base:", "qemu:", "qemu:dirty-bitmap:" };
+static const char *const above[] = { "base:", "qemu:", "qemu:dirty-bitmap:" };
 
-	for (unsigned i = 0; i < sizeof(above) / sizeof(above[0]); i++) {
-		if (len == strlen(above[i]) && !memcmp(query, above[i], len))
-			return !strncmp(context, above[i], len);
+#define N_ABOVE (sizeof(above) / sizeof(above[0]))
+
+/* Which of ABOVE the query is, or N_ABOVE. */
+static unsigned meta_above(const char *query, uint32_t len)
+{
+	unsigned i = 0;
+
+	while (i < N_ABOVE && (len != strlen(above[i]) || memcmp(query, above[i], len)))
+		i++;
+	return i;
+}
+
+static int compare(const char *query, uint32_t len, const char *name)
+{
+	size_t n = strlen(name);
+	int c = memcmp(query, name, len < n ? len : n);
+
+	return c ? c : (len > n) - (len < n);
+}
+
+/* The context that is called like the query, or NULL. */
+static const struct export_context *meta_find(const struct export *e, const char *query,
+					      uint32_t len)
+{
+	unsigned low = 0, high = e->n_contexts;
+
+	while (low < high) {
+		unsigned middle = low + (high - low) / 2;
+		int c = compare(query, len, e->by_name[middle]->name);
+
+		if (!c)
+			return e->by_name[middle];
+		if (c < 0)
+			high = middle;
+		else
+			low = middle + 1;
 	}
-	return false;
+	return NULL;
 }
 
-static bool meta_matches(const struct export_context *c, const char *query, uint32_t len,
-			 bool listing)
-{
-	if (strlen(c->name) == len && !memcmp(c->name, query, len))
-		return true;
-	return listing && meta_is_above(query, len, c->name);
-}
-
-/* Sets CHOSEN[i] for every context i that a query names. */
+/* Sets CHOSEN[i] for every context i that a query names.  Many queries and many
+ * contexts must not cost their product. */
 static void meta_choose(const struct export *e, const struct meta_request *r, bool listing,
 			bool *chosen)
 {
 	struct payload p = r->queries;
+	bool wanted[N_ABOVE + 1] = { 0 };
 	const char *query;
 	uint32_t len;
 
-	if (listing && !r->n_queries)
-		memset(chosen, true, e->n_contexts * sizeof(*chosen));
 	while (payload_string(&p, &query, &len)) {
-		for (unsigned i = 0; i < e->n_contexts; i++)
-			chosen[i] = chosen[i] || meta_matches(&e->contexts[i], query, len, listing);
+		const struct export_context *c = meta_find(e, query, len);
+
+		wanted[meta_above(query, len)] = true;
+		if (c)
+			chosen[c - e->contexts] = true;
+	}
+	for (unsigned i = 0; listing && i < e->n_contexts; i++) {
+		for (unsigned a = 0; a < N_ABOVE; a++) {
+			if (wanted[a] && !strncmp(e->contexts[i].name, above[a], strlen(above[a])))
+				chosen[i] = true;
+		}
+		chosen[i] = chosen[i] || !r->n_queries;
 	}
 }
 
@@ -95,13 +127,16 @@ static int meta_tell(struct handshake *h, uint32_t id, const char *name)
 static int meta_list(struct handshake *h, uint64_t serial, const bool *chosen, unsigned n)
 {
 	for (unsigned i = 0; i < n; i++) {
-		/* A reply may have waited for the client. */
-		struct export *e = export_find_serial(serial);
+		struct export *e;
 		int rc;
 
+		if (!chosen[i])
+			continue;
+		/* A reply may have waited for the client. */
+		e = export_find_serial(serial);
 		if (!e)
 			return handshake_refuse(h, NBD_REP_ERR_UNKNOWN, "export not present");
-		rc = chosen[i] ? meta_tell(h, 0, e->contexts[i].name) : 0;
+		rc = meta_tell(h, 0, e->contexts[i].name);
 		if (rc)
 			return rc;
 	}
@@ -118,16 +153,16 @@ static int meta_set(struct handshake *h, uint64_t serial, const bool *chosen, un
 		return handshake_refuse(h, NBD_REP_ERR_TOO_BIG, "more than %u metadata contexts",
 					CONTEXTS_MAX);
 	for (unsigned i = 0; i < n; i++) {
-		struct export *e = export_find_serial(serial);
+		struct export *e = chosen[i] ? export_find_serial(serial) : NULL;
 		int rc;
 
+		if (!chosen[i])
+			continue;
 		if (!e) {
 			h->n_contexts = 0;
 			return handshake_refuse(h, NBD_REP_ERR_UNKNOWN, "export not present");
 		}
-		if (!chosen[i])
-			continue;
-		h->contexts[h->n_contexts++] = (uint16_t)i;
+		h->contexts[h->n_contexts++] = i;
 		rc = meta_tell(h, i, e->contexts[i].name);
 		if (rc)
 			return rc;

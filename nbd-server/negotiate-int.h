@@ -36,7 +36,7 @@ struct handshake {
 	bool structured;		/* chunks are replied: STRUCTURED_REPLY or … */
 	bool extended;			/* … EXTENDED_HEADERS */
 	uint64_t contexts_of;		/* serial of the export they were selected on; 0: none */
-	uint16_t contexts[CONTEXTS_MAX];
+	uint32_t contexts[CONTEXTS_MAX];
 	unsigned n_contexts;
 
 	/* The option at hand. */

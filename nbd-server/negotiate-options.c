@@ -28,6 +28,8 @@ int negotiate_export_name(struct handshake *h)
 	e = export_find_name((const char *)h->data, h->len);
 	if (!e)
 		return -ENOENT;
+	if (export_is_full(e))
+		return -EUSERS;
 	serial = e->serial;
 	put_be64(answer, e->size);
 	put_be16(answer + 8, handshake_flags(h, e));
@@ -163,6 +165,10 @@ int negotiate_info(struct handshake *h)
 	    !(r.wanted & 1u << NBD_INFO_BLOCK_SIZE))
 		return handshake_refuse(h, NBD_REP_ERR_BLOCK_SIZE_REQD,
 					"request NBD_INFO_BLOCK_SIZE to use this export");
+	if (h->option == NBD_OPT_GO && export_is_full(e))
+		return handshake_refuse(h, NBD_REP_ERR_POLICY,
+					"export has its limit of %u connections",
+					e->max_connections);
 	rc = info_tell(h, e, r.wanted);
 	if (!rc)
 		rc = handshake_reply(h, NBD_REP_ACK, NULL, 0);

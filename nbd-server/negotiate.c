@@ -202,6 +202,8 @@ int handshake_agree(struct handshake *h, uint64_t serial)
 
 	if (!e)
 		return -ENOENT;
+	if (export_is_full(e))
+		return -EUSERS;
 	a->early = NULL;
 	if (early) {
 		a->early = malloc(early);

@@ -27,7 +27,7 @@ struct agreement {
 	struct listener *listener;	/* told when it ends (listener_connection_ended) */
 	bool structured;		/* NBD_OPT_STRUCTURED_REPLY, or … */
 	bool extended;			/* … NBD_OPT_EXTENDED_HEADERS */
-	uint16_t contexts[CONTEXTS_MAX];	/* selected: indices into export->contexts */
+	uint32_t contexts[CONTEXTS_MAX];	/* selected: indices into export->contexts */
 	unsigned n_contexts;
 	/* Bytes that were received behind the last option: the first requests. */
 	uint64_t send_timeout_ns;	/* a client that takes nothing for so long is dropped; 0: no limit */

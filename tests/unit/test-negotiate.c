@@ -28,12 +28,14 @@ static struct export_context contexts[] = {
 	{ CONTEXT_BITMAP, NULL, (char *)"qemu:dirty-bitmap:b" },
 };
 
+static const struct export_context *by_name[] = { &contexts[0], &contexts[1], &contexts[2] };
+
 static struct export two[] = {
 	{ .serial = 1, .name = (char *)"a", .size = 1 << 20, .flags = 0x01ed, .block_min = 1,
-	  .block_preferred = 4096, .block_max = NBD_REQUEST_MAX, .contexts = contexts,
+	  .block_preferred = 4096, .block_max = NBD_REQUEST_MAX, .contexts = contexts, .by_name = by_name,
 	  .n_contexts = 3 },
 	{ .serial = 2, .name = (char *)"", .size = 1 << 21, .flags = 0x0001, .block_min = 1,
-	  .block_preferred = 4096, .block_max = NBD_REQUEST_MAX, .contexts = contexts,
+	  .block_preferred = 4096, .block_max = NBD_REQUEST_MAX, .contexts = contexts, .by_name = by_name,
 	  .n_contexts = 1 },
 };
 
