@@ -24,6 +24,8 @@
 #include "common/options.h"
 #include "common/uri.h"
 
+#define SEND_BUFFER (4 << 20)		/* bytes; the kernel may allow less */
+
 /* -- options ------------------------------------------------------------------ */
 
 static int parse_unix(struct nbd_target *t, struct json_object *o, struct error *err)
@@ -176,11 +178,15 @@ static int connect_unix(struct nbd_attempt *a)
 	const struct nbd_target *t = a->target;
 	struct sockaddr_un un = { .sun_family = AF_UNIX };
 	size_t at = t->abstract ? 1 : 0, n = strlen(t->path);
+	int bytes = SEND_BUFFER, rc;
 
 	memcpy(un.sun_path + at, t->path, n);
-	return connect_to(a, (struct sockaddr *)&un,
-			  t->abstract && t->tight ? (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + n)
-						  : sizeof(un));
+	rc = connect_to(a, (struct sockaddr *)&un,
+			t->abstract && t->tight ? (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + n)
+						: sizeof(un));
+	if (!rc)	/* a unix socket's does not grow by itself */
+		setsockopt(a->fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+	return rc;
 }
 
 static int connect_vsock(struct nbd_attempt *a)

@@ -24,6 +24,8 @@
 
 #include "common/bytes.h"
 #include "common/log.h"
+#include "common/uri.h"
+#include "format/nbd.h"
 #include "nbd-server/activation.h"
 #include "nbd-server/listener.h"
 #include "nbd-server/qmp.h"
@@ -161,11 +163,16 @@ static int image_find_out(const struct quick *q, struct image *i, struct error *
 	struct stat st;
 	int guess;
 
+	i->read_only = q->read_only;
+	i->format = q->format;
+	if (uri_is_nbd(i->file)) {
+		if (!i->format)
+			i->format = "raw";	/* what that server says; nothing is guessed */
+		return 0;
+	}
 	if (stat(i->file, &st) < 0)
 		return error_errno(err, -errno, "Could not open '%s'", i->file);
 	i->is_device = S_ISBLK(st.st_mode);
-	i->read_only = q->read_only;
-	i->format = q->format;
 	if (i->format)
 		return 0;
 	guess = guess_format(i->file);
@@ -185,12 +192,26 @@ static int image_find_out(const struct quick *q, struct image *i, struct error *
 	return 0;
 }
 
+/* What is below the format; NULL with ERR. */
+static struct json_object *storage_of(const struct image *i, struct error *err)
+{
+	struct json_object *o;
+
+	if (uri_is_nbd(i->file))
+		return nbd_options_of_uri(i->file, err);
+	o = json_object_new_object();
+	json_object_object_add(o, "driver", string(i->is_device ? "host_device" : "file"));
+	json_object_object_add(o, "filename", string(i->file));
+	return o;
+}
+
 static int image_open(const struct image *i, struct error *err)
 {
-	struct json_object *args = json_object_new_object(), *file = json_object_new_object();
+	struct json_object *args, *file = storage_of(i, err);
 
-	json_object_object_add(file, "driver", string(i->is_device ? "host_device" : "file"));
-	json_object_object_add(file, "filename", string(i->file));
+	if (!file)
+		return err->code ? err->code : -EINVAL;
+	args = json_object_new_object();
 	json_object_object_add(args, "driver", string(i->format));
 	json_object_object_add(args, "node-name", string(i->node));
 	json_object_object_add(args, "read-only", json_object_new_boolean(i->read_only));

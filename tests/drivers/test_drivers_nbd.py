@@ -249,3 +249,21 @@ def test_backing_file_that_names_a_server(daemon, tmp):
         with pytest.raises(DidNotStart):
             daemon.start("--blockdev", blockdev(path, "qcow2", "disk", False), listen=None)
         assert s.connections == 0
+
+
+@pytest.mark.merino_only
+@pytest.mark.parametrize("fmt", [None, "qcow2"])
+def test_disk_by_uri(daemon, servers, tmp, fmt):
+    """merinod nbd+unix://…: an export as a disk of the command line."""
+    path = tools.create(tmp / "a", SIZE, fmt or "raw")
+    servers.qemu_nbd(tmp / "s", path)
+    d = daemon.start(*(["-f", fmt] if fmt else []), f"nbd+unix:///exp?socket={tmp}/s")
+    h = d.libnbd("")
+    assert h.get_size() == SIZE and h.pread(4096, 0) == bytes(4096)
+
+
+@pytest.mark.merino_only
+def test_disk_by_uri_with_tls(daemon):
+    with pytest.raises(DidNotStart) as e:
+        daemon.start("nbds://localhost/exp")
+    assert "tls-creds" in e.value.stderr
