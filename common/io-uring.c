@@ -15,10 +15,14 @@
 #include <unistd.h>
 
 #include "common/io-mapped.h"
+#include "common/extents.h"
 #include "common/io-sys.h"
 #include "common/loop-int.h"
 
 #define WRITE_NS_MAX 200000u	/* inline writes stop being tried above this average */
+#define MAP_NS_MAX 200000u	/* an inline map that takes longer is slow */
+#define MAP_STRIKES_MAX 32	/* four slow ones in a row, and the workers map this file */
+#define MAP_RUNS_INLINE 16	/* longest list of runs that is made inline */
 
 static struct loop *uring_loop(struct io *io)
 {
@@ -113,8 +117,21 @@ static int uring_discard(struct io_file *f, uint64_t off, uint64_t len)
 		.call = CALL_DISCARD, .f = f, .off = off, .len = len });
 }
 
+/* A few runs are looked up inline as long as that is quick: the file system has its map in
+ * memory, and a read that looks for holes would pay more for two wake-ups.  Some file
+ * systems search page by page, and a map may have to be read: then the workers do it. */
 static int uring_map(struct io_file *f, uint64_t off, uint64_t len, struct extents *x)
 {
+	if (f->map_strikes < MAP_STRIKES_MAX && x->max - x->n <= MAP_RUNS_INLINE) {
+		uint64_t t = loop_now();
+		int rc = io_sys_map(f, off, len, x);
+
+		if (loop_now() - t > MAP_NS_MAX)
+			f->map_strikes += 8;
+		else if (f->map_strikes)
+			f->map_strikes--;
+		return rc;
+	}
 	return (int)file_job((struct file_job){
 		.call = CALL_MAP, .f = f, .off = off, .len = len, .x = x });
 }

@@ -51,6 +51,7 @@ struct io_file {
 	bool writable, direct, is_block_device;
 	bool no_nowait_write;	/* the file system refused RWF_NOWAIT writes */
 	bool no_punch, no_zero_range;	/* the file system refused these once */
+	uint8_t map_strikes;		/* io-uring.c: inline maps that were slow, lately */
 	uint32_t write_ns;	/* moving average of inline writes: io-uring.c's judgement */
 	void *sim;		/* io-sim.c's own */
 };

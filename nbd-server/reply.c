@@ -15,6 +15,7 @@
 #include <sys/sendfile.h>
 
 #include "common/bytes.h"
+#include "common/checked.h"
 #include "nbd-server/conn.h"
 
 /* Classes: 0 is a small block without aligned payload; class n >= 1 has
@@ -26,6 +27,7 @@ enum {
 	CLASSES = 11,			/* up to 2 MiB of payload */
 	POOL_BYTES_MAX = 16 << 20,	/* idle blocks kept by a thread */
 	IOV_BATCH = 128,
+	SEAL_PIECE = 128 << 10,		/* of a file, under TLS: whole records */
 };
 
 static __thread struct reply *pool[CLASSES];
@@ -343,6 +345,30 @@ static void send_file(struct conn *c, struct reply *r)
 	}
 }
 
+/* The same under TLS, header and all: read piece by piece into what stays in the
+ * processor's cache until it is sealed. */
+static void seal_file(struct conn *c, struct reply *r)
+{
+	struct reply *block = reply_new(c, SEAL_PIECE);
+	size_t head = r->iov.iov_len;
+
+	if (!block)
+		conn_kill(c);
+	while (r->file_len && !c->dead) {
+		size_t now = min_u64(r->file_len, SEAL_PIECE - head);
+		struct iovec v[2] = { r->iov, { reply_payload(block), now } };
+
+		if (io_pread(r->file, reply_payload(block), now, r->file_off) != (ssize_t)now)
+			conn_kill(c);
+		send_all(c, head ? v : v + 1, head ? 2 : 1, false);
+		r->file_off += now;
+		r->file_len -= now;
+		head = 0;
+	}
+	if (block)
+		reply_free(c, block);
+}
+
 static void send_stream(struct conn *c, struct reply *s)
 {
 	while (!c->dead) {
@@ -373,10 +399,12 @@ static struct reply *send_batch(struct conn *c)
 {
 	struct iovec v[IOV_BATCH];
 	struct reply *batch = c->tx, *last = NULL, *r;
+	bool plain = stream_is_plain(&c->stream);
 	int n = 0;
 
 	for (r = batch; r && n < IOV_BATCH; r = r->next) {
-		v[n++] = r->iov;
+		if (plain || r->kind != REPLY_FILE)	/* else it goes with the file's bytes */
+			v[n++] = r->iov;
 		last = r;
 		if (r->kind != REPLY_DATA)
 			break;
@@ -407,8 +435,10 @@ static void conn_sender(void *arg)
 
 		if (!r)
 			continue;
-		if (r->kind == REPLY_FILE)
+		if (r->kind == REPLY_FILE && stream_is_plain(&c->stream))
 			send_file(c, r);
+		else if (r->kind == REPLY_FILE)
+			seal_file(c, r);
 		else
 			send_stream(c, r);
 		reply_free(c, r);

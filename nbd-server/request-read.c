@@ -50,8 +50,7 @@ static bool read_nocopy(struct request *rq, uint64_t off, uint32_t len, bool las
 	struct reply *r;
 	uint64_t host;
 
-	if (len < READ_NOCOPY_MIN || !stream_is_plain(&c->stream) ||
-	    !node_host_range(c->node, off, len, &f, &host) ||
+	if (len < READ_NOCOPY_MIN || !node_host_range(c->node, off, len, &f, &host) ||
 	    !io_is_cached(f, host, len))
 		return false;
 	r = head_alone(rq, off, len, last, REPLY_FILE);
