@@ -124,20 +124,46 @@ static int file_read(struct node *n, void *buf, uint64_t off, size_t len)
 	return 0;
 }
 
-static int file_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags)
+/* From here on nobody can say what is on storage. */
+static void flush_failed(struct node *n, int rc)
 {
 	struct file *s = n->state;
-	unsigned how = flags & NODE_FUA ? IO_DSYNC : 0;
-	int rc;
+
+	if (s->flush_error)
+		return;
+	s->flush_error = rc;
+	log_error("flush failed file='%s' error='%s': all further flushes fail until it is reopened",
+		  n->filename, strerror(-rc));
+}
+
+static int file_write_how(struct node *n, const void *buf, uint64_t off, size_t len, unsigned how)
+{
+	struct file *s = n->state;
 
 	if (__builtin_expect(s->f->direct, 0))
-		rc = file_direct_write(n, buf, off, len, how);
-	else
-		rc = io_pwrite(s->f, buf, len, off, how);
+		return file_direct_write(n, buf, off, len, how);
+	return io_pwrite(s->f, buf, len, off, how);
+}
+
+/* A durable write failed with RC.  The kernel tells of a writeback that failed once, to
+ * whoever syncs next: that was this write, perhaps of data that others wrote, and the
+ * next flush would succeed.  Where the same write goes through without the sync, it was
+ * the sync that failed (NFS says ENOSPC like that); where it does not, nothing more than
+ * this write is lost, and it goes on when there is room again. */
+static void durable_write_failed(struct node *n, const void *buf, uint64_t off, size_t len, int rc)
+{
+	if (rc == -EIO || !file_write_how(n, buf, off, len, 0))
+		flush_failed(n, rc);
+}
+
+static int file_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags)
+{
+	int rc = file_write_how(n, buf, off, len, flags & NODE_FUA ? IO_DSYNC : 0);
+
 	if (!rc && off + len > n->size)
 		n->size = off + len;
-	if (rc == -EIO && (flags & NODE_FUA))
-		s->flush_error = rc;	/* as for a flush: unknown what is on storage */
+	if (rc && (flags & NODE_FUA))
+		durable_write_failed(n, buf, off, len, rc);
 	return rc;
 }
 
@@ -159,11 +185,8 @@ static int file_flush(struct node *n)
 		rc = io_fsync(s->f);
 		s->flushing = false;
 		s->flushes++;
-		if (rc && !s->flush_error) {
-			s->flush_error = rc;
-			log_error("flush failed file='%s' error='%s': all further flushes fail until it is reopened",
-				  n->filename, strerror(-rc));
-		}
+		if (rc)
+			flush_failed(n, rc);
 		co_queue_wake_all(&s->flush_waiters);
 	}
 	return s->flush_error;
