@@ -42,6 +42,11 @@ uint64_t loop_now(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+unsigned loop_turn(void)
+{
+	return loop_current->turn;
+}
+
 void loop_expect_soon(void)
 {
 	loop_current->expect_soon = true;

@@ -51,6 +51,8 @@ struct loop *loop_self(void);			/* NULL outside loops */
 struct io *loop_io(struct loop *l);		/* its io_uring table */
 uint64_t loop_now(void);			/* CLOCK_MONOTONIC, ns */
 
+unsigned loop_turn(void);			/* how often this loop has turned */
+
 /* The caller waits for a peer that usually answers within microseconds (one
  * request at a time): the loop may look for it that long before it sleeps, which
  * costs the peer no wake-up.  Holds for the wait at the end of this turn. */

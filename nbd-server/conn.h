@@ -72,6 +72,7 @@ struct reply {
 	bool ended;			/* REPLY_STREAM: no more pieces will come */
 	struct io_file *file;		/* REPLY_FILE: one reference */
 	uint64_t file_off, file_len;
+	unsigned turn;			/* REPLY_FILE: of the loop, when the range was cached */
 	struct reply *pieces, **pieces_end;	/* REPLY_STREAM */
 };
 

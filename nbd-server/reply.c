@@ -28,6 +28,8 @@ enum {
 	POOL_BYTES_MAX = 16 << 20,	/* idle blocks kept by a thread */
 	IOV_BATCH = 128,
 	SEAL_PIECE = 128 << 10,		/* of a file, under TLS: whole records */
+	FILE_LOOK = 256 << 10,		/* bytes of a file looked for in the page cache at a time */
+	FILE_FRESH = 4,			/* turns of the loop for which what was cached still is */
 };
 
 static __thread struct reply *pool[CLASSES];
@@ -324,13 +326,42 @@ static bool send_all(struct conn *c, struct iovec *v, int n, bool more)
 	return !c->dead;
 }
 
+/* A piece that the page cache does not have any more: sendfile(2) would wait for the
+ * storage, and everybody with it. */
+static void send_file_piece(struct conn *c, struct reply *r, uint32_t len)
+{
+	struct reply *p = reply_new(c, len);
+	struct iovec v;
+
+	if (!p) {
+		conn_kill(c);
+		return;
+	}
+	v = (struct iovec){ .iov_base = reply_payload(p), .iov_len = len };
+	if (io_pread(r->file, v.iov_base, len, r->file_off) == (ssize_t)len)
+		send_all(c, &v, 1, false);
+	else
+		conn_kill(c);
+	r->file_off += len;
+	r->file_len -= len;
+	reply_free(c, p);
+}
+
 /* From the page cache into the socket, without a copy.  The length was promised
  * in the header: a file that has become shorter ends the connection. */
 static void send_file(struct conn *c, struct reply *r)
 {
 	while (r->file_len && !c->dead) {
+		bool fresh = loop_turn() - r->turn <= FILE_FRESH;
+		size_t len = fresh ? r->file_len : (size_t)min_u64(r->file_len, FILE_LOOK);
 		off_t off = (off_t)r->file_off;
-		ssize_t sent = sendfile(c->stream.fd, r->file->fd, &off, r->file_len);
+		ssize_t sent;
+
+		if (!fresh && !io_is_cached(r->file, r->file_off, len)) {
+			send_file_piece(c, r, (uint32_t)len);
+			continue;
+		}
+		sent = sendfile(c->stream.fd, r->file->fd, &off, len);
 
 		if (sent > 0) {
 			r->file_off += (uint64_t)sent;

@@ -59,6 +59,7 @@ static bool read_nocopy(struct request *rq, uint64_t off, uint32_t len, bool las
 	r->file = io_file_ref(f);
 	r->file_off = host;
 	r->file_len = len;
+	r->turn = loop_turn();
 	reply_queue(c, r);
 	return true;
 }

@@ -133,16 +133,18 @@ class Conn:
     def pump(self, data):
         """All of DATA, taking in what the server sends meanwhile, as a client with requests in flight must."""
         rest = memoryview(data)
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN | select.POLLOUT)
         while rest:
-            readable, writable, _ = select.select([self.sock], [self.sock], [], self.sock.gettimeout())
-            if not readable and not writable:
+            events = poll.poll(self.sock.gettimeout() * 1000)
+            if not events:
                 raise TimeoutError("the server neither reads nor writes")
-            if readable:
+            if events[0][1] & ~select.POLLOUT:
                 got = self.sock.recv(1 << 20)
                 if not got:
                     raise Closed("while sending")
                 self.buffer += got
-            if writable:
+            if events[0][1] & select.POLLOUT:
                 rest = rest[self.sock.send(rest, socket.MSG_DONTWAIT):]
 
     def recv(self, n):

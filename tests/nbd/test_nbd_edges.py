@@ -41,6 +41,7 @@ class Checker:
         self.oracle = nbdoracle.Export(SIZE, writable, mode != "compact", mode == "extended", contexts)
 
     def connect(self):
+        self.d.close_clients()
         self.c = self.d.enter(contexts=self.wanted, **MODES[self.mode])
         self.c.sock.settimeout(20)
 
