@@ -345,12 +345,34 @@ static void store_drop(struct node *n)
 		bitmap_free(n->bitmaps);
 }
 
+static int store_may_forget(struct node *n, struct error *err)
+{
+	for (struct bitmap *b = n->bitmaps; b; b = b->next) {
+		int rc = b->persistent ? bitmap_check(b, BITMAP_NOT_BUSY, err) : 0;
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static void store_forget(struct node *n)
+{
+	for (struct bitmap *b = n->bitmaps, *next; b; b = next) {
+		next = b->next;
+		if (b->persistent || b->inconsistent)
+			bitmap_free(b);
+	}
+}
+
 void bitmaps_init(void)
 {
 	static const struct node_bitmap_hooks hooks = {
 		.load = store_load,
 		.store = store_store,
 		.drop = store_drop,
+		.may_forget = store_may_forget,
+		.forget = store_forget,
 	};
 
 	node_bitmap_hooks = &hooks;

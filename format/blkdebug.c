@@ -262,5 +262,6 @@ const struct node_driver blkdebug_driver = {
 	.flush = blkdebug_flush,
 	.map = blkdebug_map,
 	.truncate = filter_truncate,
+	.child_is_image = true,
 	.child_perm = filter_child_perm,
 };

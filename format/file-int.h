@@ -30,6 +30,8 @@ struct file {
 int file_lock_set(struct file *s, const char *filename, unsigned perm, unsigned shared,
 		  struct error *err);
 void file_lock_drop(struct file *s);
+/* Takes the bytes that S holds on F, too: a file that takes the place of S's. */
+int file_lock_copy(const struct file *s, struct io_file *f);
 
 bool file_direct_aligned(const struct file *s, const void *buf, uint64_t off, size_t len);
 int file_direct_read(struct file *s, void *buf, uint64_t off, size_t len);

@@ -188,3 +188,12 @@ void file_lock_drop(struct file *s)
 	lock_bytes(s->f->fd, LOCK_SHARED_BASE, 0, 0, &s->unshared_held);
 	holders_update(s);
 }
+
+int file_lock_copy(const struct file *s, struct io_file *f)
+{
+	unsigned perm = 0, unshared = 0;
+	int rc = lock_bytes(f->fd, LOCK_PERM_BASE, s->perm_held, s->perm_held, &perm);
+
+	return rc ? rc : lock_bytes(f->fd, LOCK_SHARED_BASE, s->unshared_held, s->unshared_held,
+				    &unshared);
+}

@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "common/checked.h"
 #include "common/log.h"
@@ -95,6 +96,39 @@ static int file_open(struct node *n, struct json_object *opts, struct error *err
 static int device_open(struct node *n, struct json_object *opts, struct error *err)
 {
 	return file_open_common(n, opts, true, err);
+}
+
+/* Whether both are one file: its name may stand for another one by now. */
+static bool same_file(const struct io_file *a, const struct io_file *b)
+{
+	struct stat x, y;
+
+	return a->fd < 0 || (!fstat(a->fd, &x) && !fstat(b->fd, &y) && x.st_dev == y.st_dev &&
+			     x.st_ino == y.st_ino && x.st_rdev == y.st_rdev);
+}
+
+static int file_reopen(struct node *n, struct error *err)
+{
+	struct file *s = n->state;
+	struct io_file *old = s->f, *f = file_open_either(n, err);
+	int rc = 0;
+
+	if (!f)
+		return err && err->code ? err->code : -EIO;
+	if (!same_file(old, f))
+		rc = error_set(err, -ESTALE, "Could not reopen '%s': it is another file now", n->filename);
+	else if (s->locking && file_lock_copy(s, f))
+		rc = error_set(err, -EAGAIN, "Could not reopen '%s': it cannot be locked", n->filename);
+	if (rc) {
+		io_file_unref(f);
+		return rc;
+	}
+	file_lock_drop(s);
+	s->f = f;
+	s->locking = s->locking && !n->force_share;
+	s->flush_error = 0;		/* what was lost is lost; from here on it counts again */
+	io_file_unref(old);
+	return node_use_refresh(n, err);
 }
 
 /* The ring may hold the descriptor for a moment after this: locks go first. */
@@ -295,7 +329,7 @@ static void file_moved(struct node *n)
 #define FILE_CALLS \
 	.close = file_close, .read = file_read, .write = file_write, .zero = file_zero, \
 	.discard = file_discard, .flush = file_flush, .map = file_map, .truncate = file_truncate, \
-	.set_perm = file_set_perm, .host_range = file_host_range, .moved = file_moved
+	.set_perm = file_set_perm, .reopen = file_reopen, .host_range = file_host_range, .moved = file_moved
 
 const struct node_driver file_driver = {
 	.name = "file",

@@ -139,6 +139,7 @@ static void node_close(struct node *n)
 		node_unref(n->child[c]);
 	}
 	free(n->filename);
+	json_object_put(n->options);
 	free(n);
 }
 
@@ -174,23 +175,28 @@ static int take_cache_options(struct node *n, struct json_object *opts, struct e
 	return rc;
 }
 
-/* The options that every driver has (QAPI's BlockdevOptions). */
-static int take_generic_options(struct node *n, struct json_object *opts, struct error *err)
+static int take_name(struct node *n, struct json_object *opts, struct error *err)
 {
-	static const char *const discards[] = { "ignore", "unmap", NULL };
-	static const char *const detects[] = { "off", "on", "unmap", NULL };
 	char *name = NULL;
-	int discard = 0, detect = 0, rc;
+	int rc = opts_str(opts, "node-name", &name, err);
 
-	rc = opts_str(opts, "node-name", &name, err);
 	if (!rc && name) {
 		rc = name_check(n->graph, name, err);
 		if (!rc)
 			snprintf(n->name, sizeof(n->name), "%s", name);
 	}
 	free(name);
-	if (!rc)
-		rc = opts_bool(opts, "read-only", &n->read_only, err);
+	return rc;
+}
+
+/* The options that every driver has (QAPI's BlockdevOptions). */
+int node_take_flags(struct node *n, struct json_object *opts, struct error *err)
+{
+	static const char *const discards[] = { "ignore", "unmap", NULL };
+	static const char *const detects[] = { "off", "on", "unmap", NULL };
+	int discard = 0, detect = 0, rc;
+
+	rc = opts_bool(opts, "read-only", &n->read_only, err);
 	if (!rc)
 		rc = opts_bool(opts, "auto-read-only", &n->auto_read_only, err);
 	if (!rc)
@@ -210,6 +216,30 @@ static int take_generic_options(struct node *n, struct json_object *opts, struct
 	n->discard_unmap = discard == 1;
 	n->detect_zeroes = detect != 0;
 	n->detect_unmap = detect == 2;
+	return 0;
+}
+
+static bool is_child_option(const char *key)
+{
+	return !strcmp(key, "file") || !strcmp(key, "image") || !strcmp(key, "backing") ||
+	       !strcmp(key, "data-file");
+}
+
+/* For node_reopen(), which has to know what changes.  OPTS itself carries its path,
+ * which json-c does not copy. */
+static int keep_options(struct node *n, struct json_object *opts, struct error *err)
+{
+	n->options = json_object_new_object();
+	json_object_object_foreach(opts, key, value) {
+		struct json_object *copy;
+
+		if (is_child_option(key))
+			continue;
+		copy = opts_copy(value);
+		if (value && !copy)
+			return error_set(err, -ENOMEM, "Out of memory");
+		json_object_object_add(n->options, key, copy);
+	}
 	return 0;
 }
 
@@ -242,7 +272,11 @@ static int node_open_at(const struct node_place *where, struct json_object *opts
 	n->io = where->io;
 	n->driver = driver;
 	n->level = level;
-	rc = take_generic_options(n, opts, err);
+	rc = take_name(n, opts, err);
+	if (!rc)
+		rc = node_take_flags(n, opts, err);
+	if (!rc)
+		rc = keep_options(n, opts, err);
 	if (!rc)
 		rc = driver->open(n, opts, err);
 	if (!rc)
@@ -263,7 +297,7 @@ int node_open(const struct node_place *where, struct json_object *opts, struct n
 	return node_open_at(where, opts, 0, out, err);
 }
 
-static int child_attach(struct node *n, struct node *child, enum node_child c, struct error *err)
+int node_attach_child(struct node *n, struct node *child, enum node_child c, struct error *err)
 {
 	unsigned perm = 0, shared = PERM_ALL;
 	int rc;
@@ -315,7 +349,7 @@ int node_open_child_with(struct node *n, struct json_object *o, enum node_child 
 
 	inherit(n, o, c);
 	rc = node_open_at(&where, o, n->level + 1, &child, err);
-	return rc ? rc : child_attach(n, child, c, err);
+	return rc ? rc : node_attach_child(n, child, c, err);
 }
 
 /* A child that exists already, by its name. */
@@ -332,7 +366,7 @@ static int child_by_name(struct node *n, const char *name, enum node_child c, st
 				 "Node '%s' is on another thread than the nodes beside it; start with --loops 1",
 				 name);
 	}
-	return child_attach(n, child, c, err);
+	return node_attach_child(n, child, c, err);
 }
 
 int node_open_child(struct node *n, struct json_object *opts, const char *key,

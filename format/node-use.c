@@ -87,13 +87,18 @@ static int perm_refresh(struct node *n, struct error *err)
 		perm |= o->perm;
 		shared &= o->shared;
 	}
-	if (n->driver->set_perm)
+	if (n->driver->set_perm && !n->frozen)
 		rc = n->driver->set_perm(n, perm, shared, err);
 	for (unsigned c = 0; c < CHILD_COUNT && !rc; c++)
 		rc = perm_refresh_child(n, c, perm, shared, err);
 	if (!rc)
 		n->may_grow = n->protocol && (perm & PERM_RESIZE);
 	return rc;
+}
+
+int node_use_refresh(struct node *n, struct error *err)
+{
+	return perm_refresh(n, err);
 }
 
 int node_use_add(struct node_use *u, struct node *n, unsigned perm, unsigned shared,

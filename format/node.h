@@ -126,6 +126,13 @@ struct node_driver {
 	/* N is on another loop: what the driver keeps of the old one follows.  On the
 	 * new loop, must not wait. */
 	void (*moved)(struct node *n);
+	/* Opens the storage as the node's flags say now, beside the old one, which goes when
+	 * all is well.  NULL: node_reopen() closes and opens. */
+	int (*reopen)(struct node *n, struct error *err);
+	/* Drivers with a backing image: whether the image names one, and: it was exchanged. */
+	bool (*names_backing)(const struct node *n);
+	void (*backing_changed)(struct node *n);
+	bool child_is_image;		/* CHILD_FILE is the option "image" */
 	/* Adds format-specific members to QEMU's ImageInfo object. */
 	void (*info)(struct node *n, struct json_object *image);
 };
@@ -147,10 +154,12 @@ struct node {
 	bool cache_direct, cache_no_flush;
 	bool monitor_owned;		/* made by blockdev-add: blockdev-del may delete it */
 	bool protocol;			/* bottom of the graph: may be read behind its end (zeroes) */
+	bool frozen;			/* lock bytes stay as they are: see reopen.c */
 	bool may_grow;			/* a user holds PERM_RESIZE: writes may pass the end */
 	unsigned level;			/* how deep below the node that was asked for */
 	unsigned refs;			/* graph->lock */
 	char *filename;			/* what query commands show; owned */
+	struct json_object *options;	/* the driver's, children left out; owned */
 	struct io_stats stats;
 	uint64_t wr_highest;		/* end of the highest write, bytes */
 	uint64_t write_threshold;	/* block-set-write-threshold; 0: none */
@@ -195,6 +204,16 @@ int node_open_child(struct node *n, struct json_object *opts, const char *key,
 int node_open_child_with(struct node *n, struct json_object *child_opts, enum node_child c,
 			 struct error *err);
 
+/* Other options for N (a private copy, consumed in place): see reopen.c.  The gates
+ * above are closed.  On failure N is as it was before. */
+int node_reopen(struct node *n, struct json_object *opts, struct error *err);
+/* What node_reopen() would change nothing with; the caller owns it. */
+struct json_object *node_present_options(const struct node *n);
+/* For reopen.c: the options that all drivers have, but node-name, into N's flags; and a
+ * child that takes the caller's reference. */
+int node_take_flags(struct node *n, struct json_object *opts, struct error *err);
+int node_attach_child(struct node *n, struct node *child, enum node_child c, struct error *err);
+
 /* A named node with one more reference, or NULL. */
 struct node *node_find(struct graph *g, const char *name);
 struct node *node_ref(struct node *n);
@@ -213,6 +232,8 @@ void node_unref(struct node *n);
 int node_use_add(struct node_use *u, struct node *n, unsigned perm, unsigned shared,
 		 struct error *err, const char *what_fmt, ...)
 	__attribute__((format(printf, 6, 7)));
+/* Has storage and children follow what N asks now. */
+int node_use_refresh(struct node *n, struct error *err);
 void node_use_drop(struct node_use *u);	/* a use that was never added is fine */
 
 void node_tap_add(struct node *n, struct tap *t);
@@ -272,6 +293,10 @@ struct node_bitmap_hooks {
 	int (*load)(struct node *n, struct error *err);		/* end of a driver's open */
 	int (*store)(struct node *n, struct error *err);	/* before a clean close */
 	void (*drop)(struct node *n);				/* frees what is in memory */
+	/* The image is closed and opened again: may those that are stored in it be freed?  And
+	 * frees them; load brings them back. */
+	int (*may_forget)(struct node *n, struct error *err);
+	void (*forget)(struct node *n);
 };
 extern const struct node_bitmap_hooks *node_bitmap_hooks;
 

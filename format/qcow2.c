@@ -356,6 +356,18 @@ static void qcow2_child_perm(struct node *n, enum node_child c, unsigned perm, u
 	*cshared = PERM_ALL & ~(unsigned)(PERM_WRITE | PERM_RESIZE);
 }
 
+static bool qcow2_names_backing(const struct node *n)
+{
+	return qcow2_of((struct node *)n)->h.backing_name;
+}
+
+static void qcow2_backing_changed(struct node *n)
+{
+	struct qcow2 *s = qcow2_of(n);
+
+	s->has_backing = n->child[CHILD_BACKING] || s->h.backing_name;
+}
+
 static void add_bool(struct json_object *o, const char *key, bool v)
 {
 	json_object_object_add(o, key, json_object_new_boolean(v));
@@ -453,4 +465,6 @@ const struct node_driver qcow2_driver = {
 	.child_perm = qcow2_child_perm,
 	.leave = qcow2_leave,
 	.info = qcow2_info,
+	.names_backing = qcow2_names_backing,
+	.backing_changed = qcow2_backing_changed,
 };

@@ -239,6 +239,8 @@ const struct qmp_command qmp_commands[] = {
 	  .help = "opens an image as a node", .since = "0.1" },
 	{ "blockdev-del", args_blockdev_del, .run = command_blockdev_del,
 	  .help = "closes a node that nobody uses", .since = "0.1" },
+	{ "blockdev-reopen", args_blockdev_reopen, .run = command_blockdev_reopen,
+	  .help = "gives nodes other options, all or nothing", .since = "0.2" },
 	{ "blockdev-create", args_blockdev_create, .run = command_blockdev_create,
 	  .help = "a job that makes a file, or an image in a node", .since = "0.2" },
 	{ "query-jobs", NULL, .unlocked = true, .run = command_query_jobs,

@@ -38,6 +38,8 @@ COMMAND(command_query_fdsets);
 int named_fd_take(const char *name);
 int add_fd_option(struct json_object *opts, struct error *err);	/* --add-fd */
 void fds_close_all(void);
+/* commands-reopen.c */
+COMMAND(command_blockdev_reopen);
 /* commands-job.c */
 COMMAND(command_query_jobs);
 COMMAND(command_job_pause);
@@ -89,6 +91,7 @@ extern const char *const tls_values[];
 extern const struct qmp_arg args_nothing[];
 extern const struct qmp_arg args_blockstats[];
 extern const struct qmp_arg args_job[];
+extern const struct qmp_arg args_blockdev_reopen[];
 extern const struct qmp_arg args_fdname[];
 extern const struct qmp_arg args_add_fd[];
 extern const struct qmp_arg args_remove_fd[];
