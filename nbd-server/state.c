@@ -17,6 +17,7 @@ enum effect {
 	REPLACE,			/* "options" is a list of what ADD would be given */
 	REMOVE,
 	CLEAR,				/* all listeners, all exports */
+	MOVE,				/* qom-set of an export's drive: another node */
 };
 
 /* Every command that changes what is kept.  Not kept: jobs, bitmaps that are not
@@ -35,6 +36,7 @@ static const struct recorded {
 	{ "nbd-server-stop", CLEAR, STATE_SERVER },
 	{ "block-export-add", ADD, STATE_EXPORT },
 	{ "block-export-del", REMOVE, STATE_EXPORT },
+	{ "qom-set", MOVE, STATE_EXPORT },
 };
 
 #define N_RECORDED (sizeof(recorded) / sizeof(recorded[0]))
@@ -277,6 +279,40 @@ static void change_clear(struct json_object *graph)
 	}
 }
 
+/* The id in /machine/peripheral/ID/virtio-backend; malloc'd, NULL: another path. */
+static char *export_of_path(const char *path)
+{
+	static const char prefix[] = "/machine/peripheral/";
+
+	if (!path || strncmp(path, prefix, sizeof(prefix) - 1))
+		return NULL;
+	path += sizeof(prefix) - 1;
+	return strndup(path, strcspn(path, "/"));
+}
+
+/* Clients go on to know it by the same name. */
+static int change_move(struct json_object *graph, struct json_object *args, struct error *err)
+{
+	char *id = export_of_path(string_in(args, "path"));
+	int at = id ? state_find(graph, STATE_EXPORT, id) : -1, rc = 0;
+	const char *node = string_in(args, "value");
+	struct json_object *now;
+
+	if (at >= 0 && node) {
+		now = opts_copy(state_entry_args(json_object_array_get_idx(graph, (size_t)at)));
+		if (now && !string_in(now, "name"))
+			json_object_object_add(now, "name",
+					       json_object_new_string(string_in(now, "node-name")));
+		if (now)
+			json_object_object_add(now, "node-name", json_object_new_string(node));
+		if (!now || state_put(graph, STATE_EXPORT, id, now))
+			rc = error_set(err, -ENOMEM, "Out of memory");
+		json_object_put(now);
+	}
+	free(id);
+	return rc;
+}
+
 static int change(const struct recorded *r, struct json_object *args, struct state_change *c,
 		  struct error *err)
 {
@@ -291,6 +327,8 @@ static int change(const struct recorded *r, struct json_object *args, struct sta
 	case CLEAR:
 		change_clear(c->next);
 		return 0;
+	case MOVE:
+		return change_move(c->next, args, err);
 	}
 	return 0;
 }

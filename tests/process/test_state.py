@@ -153,6 +153,20 @@ def test_order_is_found(kept):
     assert exports(d) == ["atop"]
 
 
+def test_export_that_was_given_another_node(kept):
+    """qom-set, as programs do it that write for a whole QEMU; its name stays."""
+    a, b = kept.image(), kept.image("b.qcow2")
+    tools.qemu_io(b, "write -P 66 0 4k")
+    d = kept.start()
+    make(d, a)
+    d.qmp.cmd("blockdev-add", node(b, "w"))
+    d.qmp.cmd("qom-set", {"path": "/machine/peripheral/v/virtio-backend", "property": "drive", "value": "w"})
+    for _ in range(2):
+        assert d.libnbd("v").pread(4096, 0) == b"B" * 4096
+        d.kill()
+        d = kept.start()
+
+
 def test_secrets_and_passed_descriptors(kept):
     """They are for the options, which give them at every start."""
     secret = ["--object", "secret,id=s0,data=xyzzy"]
