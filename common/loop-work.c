@@ -104,6 +104,14 @@ void loop_workers_init(struct loop_workers *w)
 	pthread_cond_init(&w->wake, NULL);
 }
 
+void loop_workers_renew(void)
+{
+	struct loop_workers *w = &loop_self()->workers;
+
+	loop_workers_stop(w);
+	w->stop = false;
+}
+
 void loop_workers_stop(struct loop_workers *w)
 {
 	pthread_mutex_lock(&w->lock);

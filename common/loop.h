@@ -65,6 +65,10 @@ void loop_post(struct loop *l, struct loop_msg *m);
  * On the own loop this is a plain call. */
 void loop_call(struct loop *l, void (*fn)(void *arg), void *arg);
 
+/* On a loop's thread: ends its workers, after what they have to do; the next ones
+ * lack what this thread has given up. */
+void loop_workers_renew(void);
+
 /* From a coroutine: runs FN(ARG) on a worker thread and waits for its end.
  * For calls that the ring lacks and CPU work above 50 us. */
 void loop_work(void (*fn)(void *arg), void *arg);

@@ -56,12 +56,15 @@ static int allow_string(struct json_object *o, const char *key, bool parent, uns
 static int allow_setting(const struct setting *s, struct json_object *o, struct error *err)
 {
 	struct json_object *addr = json_object_object_get(o, "addr");
+	struct json_object *data = json_object_object_get(addr, "data");
 	int rc;
 
 	if (!strcmp(s->def->name, "nbd-server"))
-		return allow_string(addr, "path", true, ALLOW_SOCKET, err);
+		return allow_string(data ? data : addr, "path", true, ALLOW_SOCKET, err);
 	if (!strcmp(s->def->name, "chardev"))
 		return allow_string(o, "path", true, ALLOW_SOCKET, err);
+	if (!strcmp(s->def->name, "blockdev"))
+		return allow_string(o, "crash-log-dir", false, ALLOW_READ | ALLOW_WRITE, err);
 	if (strcmp(s->def->name, "object"))
 		return 0;
 	rc = allow_string(o, "dir", false, ALLOW_READ, err);
@@ -106,6 +109,7 @@ int cmdline_sandbox(struct cmdline *c, struct error *err)
 	}
 	if (!rc)
 		rc = allow_quick(&c->quick, err);
+	c->sandbox.late = !c->sandbox.n_dirs && !has_monitor(c);
 	return rc ? rc : sandbox_start(&c->sandbox, err);
 }
 

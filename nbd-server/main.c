@@ -97,6 +97,8 @@ static void start_run(void *arg)
 	if (!rc)
 		rc = user_drop(&err);
 	if (!rc)
+		rc = sandbox_finish(&cmdline.sandbox, &err);
+	if (!rc)
 		rc = state_started(&err);
 	if (!rc)
 		rc = pidfile_write(&err);

@@ -91,10 +91,7 @@ int landlock_allow(int ruleset, const char *path, unsigned access)
 
 int landlock_start(int ruleset, struct error *err)
 {
-	int rc = 0;
-
 	if (syscall(SYS_landlock_restrict_self, ruleset, 0) < 0)
-		rc = error_errno(err, -errno, "landlock_restrict_self");
-	close(ruleset);
-	return rc;
+		return error_errno(err, -errno, "landlock_restrict_self");
+	return 0;
 }

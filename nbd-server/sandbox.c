@@ -18,7 +18,8 @@
 #include "common/log.h"
 
 /* What the C library and gnutls read while they run: names of hosts and services,
- * policies, plug-ins, the number of processors; what drivers ask about devices. */
+ * policies, plug-ins, the number of processors; what drivers ask about devices, and
+ * which boot of the kernel this is. */
 static const char *const system_paths[] = {
 	"/etc/hosts", "/etc/host.conf", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/gai.conf",
 	"/etc/services", "/etc/protocols", "/etc/localtime", "/etc/ld.so.cache", "/etc/gnutls",
@@ -66,7 +67,7 @@ int sandbox_allow_parent(const char *path, unsigned access, struct error *err)
 	return rc;
 }
 
-static void forget_allowed(void)
+void sandbox_forget(void)
 {
 	while (allowed_paths) {
 		struct allowed *a = allowed_paths;
@@ -75,6 +76,21 @@ static void forget_allowed(void)
 		free(a->path);
 		free(a);
 	}
+}
+
+void sandbox_allow_all(int ruleset)
+{
+	for (const char *const *p = system_paths; *p; p++)
+		landlock_allow(ruleset, *p, ALLOW_READ);
+	for (struct allowed *a = allowed_paths; a; a = a->next)
+		landlock_allow(ruleset, a->path, a->access);
+	landlock_allow(ruleset, "/dev/null", ALLOW_READ | ALLOW_WRITE);
+	sandbox_forget();
+}
+
+bool sandbox_is_off(const struct sandbox *s)
+{
+	return s->off || RUNNING_ON_VALGRIND;
 }
 
 /* A limit of one byte: no kernel writes or pipes away a core then. */
@@ -99,13 +115,9 @@ static int confine(const struct sandbox *s, struct error *err)
 		if (rc)
 			error_errno(err, rc, "--allow-dir %s", s->dirs[i]);
 	}
-	for (const char *const *p = system_paths; *p && !rc; p++)
-		landlock_allow(ruleset, *p, ALLOW_READ);
-	for (struct allowed *a = allowed_paths; a && !rc; a = a->next)
-		landlock_allow(ruleset, a->path, a->access);
-	landlock_allow(ruleset, "/dev/null", ALLOW_READ | ALLOW_WRITE);
+	sandbox_allow_all(ruleset);
 	if (!rc)
-		return landlock_start(ruleset, err);
+		rc = landlock_start(ruleset, err);
 	close(ruleset);
 	return rc;
 }
@@ -128,14 +140,13 @@ int sandbox_start(const struct sandbox *s, struct error *err)
 
 	if (!s->core)
 		no_core();
-	if (s->off || RUNNING_ON_VALGRIND) {
-		forget_allowed();
+	if (sandbox_is_off(s)) {
+		sandbox_forget();
 		return 0;
 	}
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return error_errno(err, -errno, "PR_SET_NO_NEW_PRIVS");
 	if (s->n_dirs)
 		rc = confine(s, err);
-	forget_allowed();
 	return rc ? rc : filter(s, err);
 }

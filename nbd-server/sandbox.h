@@ -22,6 +22,7 @@ struct sandbox {
 	bool off;			/* --sandbox off */
 	bool core;			/* --core */
 	const char *user;		/* --user; NULL: stay */
+	bool late;			/* no monitor: shut in when all is open */
 	const char **dirs;		/* --allow-dir */
 	unsigned n_dirs;
 };
@@ -37,11 +38,20 @@ enum sandbox_access {
 
 /* On the main thread, before there are others. */
 int sandbox_start(const struct sandbox *s, struct error *err);
-/* A path that the process itself needs, beside --allow-dir; before sandbox_start.
+/* Coroutine, on the main loop, when all is open. */
+int sandbox_finish(const struct sandbox *s, struct error *err);
+/* Nothing is filtered: --sandbox off, or under valgrind. */
+bool sandbox_is_off(const struct sandbox *s);
+/* A path that the process itself needs, beside --allow-dir; before sandbox_start, or
+ * sandbox_finish.
  * Paths that are not there are passed over.  PATH is copied. */
 int sandbox_allow(const char *path, unsigned access, struct error *err);
 /* The same for the directory that PATH is in. */
 int sandbox_allow_parent(const char *path, unsigned access, struct error *err);
+
+/* All of them, and what libraries need, into a ruleset; they are forgotten then. */
+void sandbox_allow_all(int ruleset);
+void sandbox_forget(void);
 
 /* sandbox-seccomp.c.  Before any thread; irrevocable.  SETUID: the process still
  * has to change its user. */
@@ -51,7 +61,7 @@ int seccomp_start(bool setuid, struct error *err);
 int landlock_open(struct error *err);
 /* ACCESS to PATH and below; -errno. */
 int landlock_allow(int ruleset, const char *path, unsigned access);
-/* Irrevocable; closes RULESET. */
+/* This thread, and those that it starts.  Irrevocable. */
 int landlock_start(int ruleset, struct error *err);
 
 #endif

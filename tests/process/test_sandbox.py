@@ -117,6 +117,15 @@ def test_backing_file_elsewhere_is_refused_by_the_kernel(daemon, tmp):
 
 
 @needs_landlock
+def test_crash_log_is_made_and_removed(daemon, tmp):
+    """What makes kill -9 harmless lies beside the image, and works behind Landlock, too."""
+    d = daemon.start("--allow-dir", tmp / "disks", *disk_args(image(tmp)))
+    assert d.stderr() == "" and len(list((tmp / "disks").iterdir())) == 2
+    d.stop()
+    assert len(list((tmp / "disks").iterdir())) == 1
+
+
+@needs_landlock
 def test_a_link_does_not_lead_out(daemon, tmp):
     outside = tools.create(tmp / "outside.qcow2", "1M")
     (tmp / "disks").mkdir()
@@ -141,6 +150,33 @@ def test_sockets_and_pid_file_go_at_the_end(daemon, tmp):
     d = daemon.start("--allow-dir", tmp / "disks", *disk_args(image(tmp)))
     d.stop()
     assert {p.name for p in d.dir.iterdir()} == {"stderr"}
+
+
+@needs_landlock
+@pytest.mark.parametrize("engine", ["ring", "threads"])
+def test_without_a_monitor_it_shuts_itself_in(daemon, tmp, engine, monkeypatch):
+    """When all is open: every thread restricts itself, nothing that is needed later is refused."""
+    if engine == "threads":
+        monkeypatch.setenv("MERINO_IO", "threads")
+    calls = tmp / "calls"
+    monkeypatch.setenv("MERINOD_WRAPPER", f"{tools.need('strace')} -D -f -qq -o {calls} "
+                                          "-e trace=landlock_restrict_self,openat,unlink,unlinkat")
+    path = image(tmp, backing=tools.create(tmp / "base.qcow2", "1M"))
+    d = daemon.start("--loops", "2", *disk_args(path), monitor=False)
+    shut_in = re.findall(r"^(\d+) +landlock_restrict_self\(.*= 0$", calls.read_text(), re.M)
+    tasks = [t for t in pathlib.Path(f"/proc/{d.proc.pid}/task").iterdir()
+             if not (t / "comm").read_text().startswith("iou-")]
+    assert sorted(shut_in) == sorted(t.name for t in tasks) and len(tasks) == 3
+    h = d.libnbd()
+    h.pwrite(b"z" * 65536, 0)
+    h.zero(65536, 65536)
+    h.flush()
+    assert h.pread(65536, 0) == b"z" * 65536
+    h.shutdown()
+    d.stop()
+    assert "EACCES" not in calls.read_text()
+    assert [p.name for p in (tmp / "disks").iterdir()] == ["a.qcow2"] and not os.path.exists(d.nbd_address)
+    tools.check(path)
 
 
 def test_what_lacks_is_said(daemon, tmp):
