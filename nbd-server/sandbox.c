@@ -25,7 +25,7 @@ static const char *const system_paths[] = {
 	"/etc/services", "/etc/protocols", "/etc/localtime", "/etc/ld.so.cache", "/etc/gnutls",
 	"/etc/crypto-policies", "/run/systemd/resolve", "/lib", "/lib64", "/usr/lib", "/usr/lib64",
 	"/usr/share/zoneinfo", "/sys/dev", "/sys/devices", "/proc/stat", "/proc/self",
-	"/proc/sys/kernel/random/boot_id",
+	"/proc/sys/kernel/random/boot_id", "/proc/sys/vm/overcommit_memory",
 	"/dev/urandom", "/dev/random", "/dev/zero", NULL
 };
 

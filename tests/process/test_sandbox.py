@@ -17,11 +17,11 @@ pytestmark = pytest.mark.merino_only
 
 def test_every_ring_operation_is_listed():
     """An operation that loop-ring.c does not list fails at run time only."""
-    used = set()
+    used, other_names = set(), {"cancel_fd": "async_cancel"}
     for path in (ROOT / "common").glob("*.c"):
         used |= set(re.findall(r"io_uring_prep_(\w+)\(", path.read_text()))
     listed = {w.lower() for w in re.findall(r"^\tIORING_OP_(\w+),", (ROOT / "common/loop-ring.c").read_text(), re.M)}
-    assert used == listed
+    assert {other_names.get(u, u) for u in used} == listed
 
 
 def status(d, line):
@@ -174,7 +174,7 @@ def test_without_a_monitor_it_shuts_itself_in(daemon, tmp, engine, monkeypatch):
     assert h.pread(65536, 0) == b"z" * 65536
     h.shutdown()
     d.stop()
-    assert "EACCES" not in calls.read_text()
+    assert not [c for c in calls.read_text().splitlines() if "EACCES" in c]
     assert [p.name for p in (tmp / "disks").iterdir()] == ["a.qcow2"] and not os.path.exists(d.nbd_address)
     tools.check(path)
 
