@@ -394,9 +394,8 @@ static int write_in_place(struct qcow2 *s, const void *buf, uint64_t off, struct
 	return rc;
 }
 
-int qcow2_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags)
+static int write_runs(struct qcow2 *s, const void *buf, uint64_t off, size_t len, unsigned flags)
 {
-	struct qcow2 *s = qcow2_of(n);
 	/* With the tables on storage as they are, durable data is all that FUA needs. */
 	unsigned below = flags & NODE_FUA && qcow2_is_clean(s) ? NODE_FUA : 0;
 	struct run r;
@@ -425,5 +424,22 @@ int qcow2_write(struct node *n, const void *buf, uint64_t off, size_t len, unsig
 	}
 	if (!rc && flags & NODE_FUA && !(below && qcow2_is_clean(s)))
 		rc = qcow2_flush_all(s);
+	return rc;
+}
+
+/* On a full disk, what was discarded is given back before a guest that wants to use the
+ * space is refused: the tables without it become durable, then the clusters go. */
+static bool gives_back(struct qcow2 *s)
+{
+	return (s->flush.freed.n || s->flush.cleared.n) && !qcow2_flush_all(s) && !qcow2_flush_all(s);
+}
+
+int qcow2_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags)
+{
+	struct qcow2 *s = qcow2_of(n);
+	int rc = write_runs(s, buf, off, len, flags);
+
+	if (__builtin_expect(rc == -ENOSPC, 0) && gives_back(s))
+		rc = write_runs(s, buf, off, len, flags);
 	return rc;
 }
