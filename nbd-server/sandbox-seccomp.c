@@ -52,7 +52,7 @@ static const char *const allowed[] = {
 	/* To give up more: sandbox-late.c */
 	"landlock_add_rule", "landlock_create_ruleset", "landlock_restrict_self",
 	/* The loops: rings, poll(2), messages */
-	"eventfd2", "io_uring_enter", "io_uring_setup", "pipe2", "poll", "ppoll",
+	"epoll_create1", "epoll_ctl", "eventfd2", "io_uring_enter", "io_uring_setup", "pipe2", "poll", "ppoll",
 	/* Files: opening, names and attributes */
 	"access", "close", "dup", "dup2", "dup3", "faccessat", "faccessat2", "fcntl", "fstat",
 	"fstatfs", "getcwd", "getdents64", "lseek", "lstat", "mkdir", "newfstatat", "open",
