@@ -328,6 +328,16 @@ void node_hurry(struct node *n, bool on)
 			node_hurry(n->child[c], on);
 }
 
+int node_gate_close(struct node *n, uint64_t timeout_ns)
+{
+	int rc;
+
+	node_hurry(n, true);
+	rc = gate_close(&n->gate, timeout_ns);
+	node_hurry(n, false);
+	return rc;
+}
+
 void node_tap_add(struct node *n, struct tap *t)
 {
 	struct tap **p = &n->taps;

@@ -261,6 +261,9 @@ struct node *node_skip_filters(struct node *n);
 /* Tells N and all below it: see node_driver's hurry.  Calls nest. */
 void node_hurry(struct node *n, bool on);
 
+/* Closes N's gate as gate_close() does, and hurries what is inside. */
+int node_gate_close(struct node *n, uint64_t timeout_ns);
+
 /* As node_map(), with the backing chain looked through: EXTENT_UNALLOCATED only
  * where no layer has anything (with EXTENT_ZERO|EXTENT_HOLE); depth counts
  * layers, 1 is N itself. */

@@ -109,7 +109,7 @@ static int resize_on_loop(struct node *n, void *arg, struct error *err)
 		rc = error_set(err, -EPERM, "Block node is read-only");
 	if (rc)
 		return rc;
-	rc = gate_close(&n->gate, GATE_LIMIT);
+	rc = node_gate_close(n, GATE_LIMIT);
 	if (rc)
 		return error_set(err, rc, "Node '%s' was busy all the time; nothing was changed",
 				 n->name);

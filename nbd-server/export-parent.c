@@ -19,7 +19,7 @@ int export_stop(struct export *e, uint64_t limit_ns)
 	int rc;
 
 	e->stopped++;
-	rc = gate_close(&e->node->gate, limit_ns);
+	rc = node_gate_close(e->node, limit_ns);
 	if (rc)
 		export_resume(e);
 	else

@@ -114,9 +114,7 @@ static void close_on_loop(void *arg)
 	c->rc = 0;
 	if (!concerned)
 		return;
-	node_hurry(root, true);
-	c->rc = gate_close(&root->gate, GATE_LIMIT);
-	node_hurry(root, false);
+	c->rc = node_gate_close(root, GATE_LIMIT);
 	if (!c->rc)
 		c->rc = 1;
 }
