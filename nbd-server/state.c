@@ -239,6 +239,23 @@ static int change_add(struct json_object *graph, enum state_kind kind, struct js
 	return rc;		/* without a key the command will be refused */
 }
 
+/* A child that was described in place has a name of our making, which the next process
+ * does not know: the description takes its place again. */
+static struct json_object *with_descriptions(struct json_object *o, struct json_object *before)
+{
+	struct json_object *copy = opts_copy(o);
+
+	json_object_object_foreach(o, key, value) {
+		struct json_object *then;
+
+		(void)value;
+		if (copy && string_in(o, key) && string_in(o, key)[0] == '#' &&
+		    json_object_object_get_ex(before, key, &then))
+			json_object_object_add(copy, key, json_object_get(then));
+	}
+	return copy;
+}
+
 static int change_replace(struct json_object *graph, enum state_kind kind, struct json_object *args,
 			  struct error *err)
 {
@@ -248,10 +265,15 @@ static int change_replace(struct json_object *graph, enum state_kind kind, struc
 	for (size_t i = 0; list && i < json_object_array_length(list) && !rc; i++) {
 		struct json_object *o = json_object_array_get_idx(list, i);
 		const char *key = string_in(o, kinds[kind].key);
+		int at = key ? state_find(graph, kind, key) : -1;
+		struct json_object *now;
 
-		/* Nodes that were described inside others are kept with those. */
-		if (key && state_find(graph, kind, key) >= 0)
-			rc = change_add(graph, kind, o, err);
+		if (at < 0)
+			continue;	/* described inside another: kept with that one */
+		now = with_descriptions(o, state_entry_args(json_object_array_get_idx(graph, (size_t)at)));
+		rc = now ? change_add(graph, kind, now, err)
+			 : error_set(err, -ENOMEM, "Out of memory");
+		json_object_put(now);
 	}
 	return rc;
 }

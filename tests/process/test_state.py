@@ -153,6 +153,25 @@ def test_order_is_found(kept):
     assert exports(d) == ["atop"]
 
 
+def test_reopened_on_a_younger_node(kept):
+    """What a node refers to is made first, whatever the order of the commands; the rest of the options is kept, too."""
+    base, top = kept.image(), kept.image("top.qcow2")
+    tools.qemu_io(base, "write -P 66 0 4k")
+    d = kept.start()
+    d.qmp.cmd("blockdev-add", node(top, "atop"))
+    file = d.qmp.cmd("query-named-block-nodes")[0]["children"][0]["node-name"]
+    d.qmp.cmd("block-export-add", export("atop", writable=False))
+    d.qmp.cmd("blockdev-add", node(base, "zbase", **{"read-only": True}))
+    assert file.startswith("#")
+    d.qmp.cmd("blockdev-reopen", {"options": [{"driver": "qcow2", "node-name": "atop", "file": file, "backing": "zbase",
+                                               "read-only": True}]})
+    for _ in range(2):
+        assert d.libnbd("atop").pread(4096, 0) == b"B" * 4096
+        assert {n["node-name"]: n["ro"] for n in d.qmp.cmd("query-named-block-nodes")}["atop"]
+        d.kill()
+        d = kept.start()
+
+
 def test_export_that_was_given_another_node(kept):
     """qom-set, as programs do it that write for a whole QEMU; its name stays."""
     a, b = kept.image(), kept.image("b.qcow2")
@@ -394,5 +413,6 @@ def test_killed_under_a_client(kept):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_killed_under_a_client_often(kept):
     assert kill_and_start(kept, 200)[100] < 1
