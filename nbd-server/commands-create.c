@@ -242,9 +242,8 @@ static void find_nodes(struct creation *c)
 	if (find_node(c->options, "file", &c->file, &c->bad) ||
 	    find_node(c->options, "data-file", &c->data, &c->bad))
 		return;
-	if (c->file && c->data && c->file->loop != c->data->loop)
-		error_set(&c->bad, -EXDEV, "Node '%s' is on another loop than node '%s'; start with --loops 1",
-			  c->data->name, c->file->name);
+	if (c->file && c->data)
+		node_move(c->data, c->file->loop, &c->bad);
 }
 
 static int create_run(struct job *j, struct error *err)

@@ -100,6 +100,18 @@ static bool move_all(struct referred *r, struct loop *to, struct error *err)
 	return true;
 }
 
+int command_move_children(struct json_object *opts, struct loop *to, struct error *err)
+{
+	struct referred r = { .n = 0 };
+	bool moved;
+
+	find_referred(opts, &r);
+	moved = move_all(&r, to, err);
+	while (r.n)
+		command_node_unref(r.nodes[--r.n]);
+	return moved ? 0 : -EBUSY;
+}
+
 /* A disk's nodes are on one loop: where those that cannot move are.  NULL: nothing
  * is referred to. */
 static int settle_loop(struct json_object *opts, struct loop **out, struct error *err)

@@ -252,7 +252,9 @@ static int set_drive(struct export *e, struct json_object *value, struct error *
 	}
 	strcpy(name, s.node->name);
 	export_ref(e);
-	rc = set_node(&s);
+	rc = node_move(s.node, e->loop, err);
+	if (!rc)
+		rc = set_node(&s);
 	if (!rc)
 		strcpy(e->node_name, name);
 	command_node_unref(s.node);

@@ -154,7 +154,9 @@ static int reopen_all(struct item *v, size_t n, struct error *err)
 {
 	for (size_t i = 0; i < n; i++) {
 		v[i].err = err;
-		loop_call(v[i].node->loop, reopen_on_loop, &v[i]);
+		v[i].rc = command_move_children(v[i].opts, v[i].node->loop, err);
+		if (!v[i].rc)
+			loop_call(v[i].node->loop, reopen_on_loop, &v[i]);
 		if (!v[i].rc)
 			continue;
 		for (size_t k = i; k-- > 0;)

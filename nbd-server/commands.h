@@ -123,6 +123,8 @@ struct node **command_all_nodes(unsigned *n);
 
 /* commands-node.c: where the next disk goes. */
 struct loop *command_loop_in_turn(void);
+/* Brings the nodes that OPTS refers to by name to the loop TO. */
+int command_move_children(struct json_object *opts, struct loop *to, struct error *err);
 /* A node with one more reference, or NULL. */
 struct node *command_node_find(const char *name);
 /* Gives the reference back on the node's loop; NULL is fine. */

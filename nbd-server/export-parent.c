@@ -40,7 +40,7 @@ int export_set_node(struct export *e, struct node **n, struct error *err)
 	int rc;
 
 	if ((*n)->loop != e->loop)
-		return error_set(err, -EXDEV, "Node '%s' is on another loop than export '%s'; start with --loops 1",
+		return error_set(err, -EXDEV, "Node '%s' is on another thread than export '%s'",
 				 (*n)->name, e->id);
 	if ((*n)->size != e->size)
 		return error_set(err, -EINVAL, "Node '%s' has another size than export '%s'",
@@ -50,6 +50,10 @@ int export_set_node(struct export *e, struct node **n, struct error *err)
 	if (rc)
 		return rc;
 	node_use_drop(e->use);
+	if (e->hurried) {
+		node_hurry(*n, true);
+		node_hurry(old, false);
+	}
 	e->use = next;
 	e->node = *n;
 	for (struct conn *c = e->conns; c; c = c->next)

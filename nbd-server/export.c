@@ -107,7 +107,8 @@ static void export_close_on_loop(void *arg)
 {
 	struct export *e = arg;
 
-	node_hurry(e->node, false);
+	if (e->hurried)
+		node_hurry(e->node, false);
 	export_close_node(e);
 }
 
@@ -152,6 +153,7 @@ static void export_shutdown_on_loop(void *arg)
 
 	transmission_shutdown(e);
 	node_hurry(e->node, true);
+	e->hurried = true;
 }
 
 /* Begins the end; E may be gone when this returns. */

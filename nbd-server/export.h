@@ -62,6 +62,7 @@ struct export {
 	bool removed;			/* block-export-del was called */
 	bool machine_stopped;		/* by QMP's stop, until cont */
 	/* Export's loop: */
+	bool hurried;			/* node_hurry() is in force: its end waits for requests */
 	struct conn *conns;		/* in transmission */
 	unsigned stopped;		/* who wants clients' requests to wait, and … */
 	struct co_queue resume;		/* … where they do */

@@ -186,3 +186,34 @@ def test_back_and_forth_under_load(daemon, tmp):
     for i in range(2):
         tools.check(tmp / f"{i}.qcow2")
     assert tools.content(tmp / "1.qcow2") == model
+
+
+def test_reopen_brings_the_new_child(daemon, tmp):
+    """An exported filter gets another child, which was opened on another thread."""
+    d = daemon.start("--loops", "2")
+    for i in range(2):
+        path = tmp / f"{i}.raw"
+        path.write_bytes(bytes([i + 1]) * SIZE)
+        add(d, driver="file", node_name=f"f{i}", filename=str(path))
+    add(d, driver="copy-on-read", node_name="c", file="f0")
+    export(d, "c")
+    h = d.libnbd("c")
+    assert h.pread(4096, 0) == b"\1" * 4096
+    d.qmp.cmd("blockdev-reopen", {"options": [{"driver": "copy-on-read", "node-name": "c", "file": "f1"}]})
+    assert h.pread(4096, 0) == b"\2" * 4096
+
+
+def test_create_with_data_on_another_thread(daemon, tmp):
+    d = daemon.start("--loops", "2")
+    for name in "fd":
+        (tmp / name).write_bytes(b"")
+        add(d, driver="file", node_name=name, filename=str(tmp / name))
+    d.qmp.cmd("blockdev-create", {"job-id": "j", "options": {
+        "driver": "qcow2", "file": "f", "data-file": "d", "size": SIZE}})
+    while True:
+        job = d.qmp.cmd("query-jobs")[0]
+        if job["status"] == "concluded":
+            break
+    assert "error" not in job
+    d.stop()
+    assert tools.info(tmp / "f")["virtual-size"] == SIZE
