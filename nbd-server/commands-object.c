@@ -11,7 +11,7 @@
 #include "common/objects.h"
 
 const struct qmp_arg args_object_add[] = {
-	{ "qom-type", QMP_STR, true, "class of the object" },
+	{ "qom-type", QMP_STR, true, "class of the object", .cases = object_cases },
 	{ "id", QMP_STR, true, "its name" },
 	{ "props", QMP_OBJECT, false, "the class's options, as QEMU before 6.0 had them" },
 	{ NULL },

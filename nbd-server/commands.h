@@ -105,9 +105,10 @@ extern const struct qmp_arg args_nbd_server_start[];
 extern const struct qmp_arg args_blockdev_add[];
 extern const struct qmp_arg args_flat_address[];
 
-/* Cases of addr.type, of blockdev-add's driver and of an action's type. */
+/* Cases of addr.type, blockdev-add's driver, object-add's qom-type and an action's type. */
 const struct qmp_case *address_cases(void);
 const struct qmp_case *blockdev_cases(void);
+const struct qmp_case *object_cases(void);
 const struct qmp_case *action_cases(void);
 
 /* --nbd-server: nbd-server-start with strings and a flat addr.  O is consumed in place. */
