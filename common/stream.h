@@ -55,9 +55,8 @@ static inline ssize_t stream_send(struct stream *s, const struct iovec *iov, int
 	ssize_t sent;
 
 	if (__builtin_expect(s->tls != NULL, false))
-		sent = tls_send(s, iov, n);
-	else
-		sent = io_send(s->io, s->fd, iov, n, more);
+		return tls_send(s, iov, n);
+	sent = io_send(s->io, s->fd, iov, n, more);
 	if (sent > 0)
 		s->sent += (uint64_t)sent;
 	return sent;

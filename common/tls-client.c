@@ -61,7 +61,7 @@ static int handshake(struct stream *s, struct tls *t, struct error *err)
 			return error_errno(err, rc, "TLS handshake failed");
 		if (step.rc >= 0)
 			return 0;
-		n = tls_fill(s, t);
+		n = tls_fill(s, t, TLS_IN_HANDSHAKE);
 		if (n <= 0)
 			return error_set(err, n ? (int)n : -ECONNRESET,
 					 "TLS handshake failed: the server has gone");
@@ -91,8 +91,6 @@ int tls_connect(struct stream *s, const struct tls_creds *c, const char *hostnam
 		rc = handshake(s, t, err);
 	if (!rc && is_too_old(t))
 		rc = error_set(err, -EPROTO, "TLS handshake failed: the server's protocol is too old");
-	if (!rc && tls_grow(t))
-		rc = error_set(err, -ENOMEM, "TLS handshake failed: out of memory");
 	if (rc) {
 		t->dead = true;
 		tls_free(t, -1);

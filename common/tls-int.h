@@ -17,6 +17,7 @@
 #define TLS_OUT_SPARE 2048u		/* room for what GnuTLS itself has to say: alerts, key updates */
 #define TLS_OUT_MAX (1u << 20)
 #define TLS_IN (128u << 10)		/* bytes that one receive may bring */
+#define TLS_IN_SMALL 8192u		/* … on a connection that is idle */
 #define TLS_IN_HANDSHAKE 4096u		/* … from somebody who has shown nothing yet */
 #define TLS_HANDSHAKE_MESSAGE (32u << 10)	/* longest handshake message: a chain of certificates */
 #define TLS_HANDSHAKE_STEPS 256		/* times that a handshake may need more bytes */
@@ -54,8 +55,6 @@ void tls_step_work(void *step);
 struct tls *tls_new(const struct tls_creds *c, unsigned side);
 /* Why the handshake ended with RC, which is GnuTLS's. */
 int tls_fail(struct tls *t, int rc, struct error *err);
-/* The peer has proven who it is: a larger receive buffer. */
-int tls_grow(struct tls *t);
 
 /* tls-io.c: GnuTLS's callbacks. */
 ssize_t tls_pull(gnutls_transport_ptr_t p, void *buf, size_t len);
@@ -69,8 +68,8 @@ static inline bool tls_goes_on(const struct tls *t, ssize_t rc, uint32_t before)
 	       (rc == GNUTLS_E_AGAIN && t->in_at < t->in_len && t->in_at != before);
 }
 
-/* Receives into IN, which is empty: bytes, 0 at the end, -errno. */
-ssize_t tls_fill(struct stream *s, struct tls *t);
+/* Receives at most SIZE bytes into IN, which is empty: bytes, 0 at the end, -errno. */
+ssize_t tls_fill(struct stream *s, struct tls *t, uint32_t size);
 /* Sends all of OUT: 0 or -errno. */
 int tls_flush(struct stream *s, struct tls *t);
 

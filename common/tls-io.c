@@ -70,15 +70,17 @@ ssize_t tls_push(gnutls_transport_ptr_t p, const giovec_t *iov, int n)
 
 /* -- the socket's side ------------------------------------------------------ */
 
-ssize_t tls_fill(struct stream *s, struct tls *t)
+ssize_t tls_fill(struct stream *s, struct tls *t, uint32_t size)
 {
 	ssize_t n;
 
-	if (!t->in) {
-		t->in = malloc(t->in_size);
-		if (!t->in)
-			return -ENOMEM;
+	if (t->in_size != size) {
+		free(t->in);
+		t->in = malloc(size);
+		t->in_size = t->in ? size : 0;
 	}
+	if (!t->in)
+		return -ENOMEM;
 	n = io_recv(s->io, s->fd, t->in, t->in_size);
 	t->in_at = 0;
 	t->in_len = n > 0 ? (uint32_t)n : 0;
@@ -94,8 +96,10 @@ static int flush_held(struct stream *s, struct tls *t)
 		struct iovec v = { t->out + t->out_at, t->out_len - t->out_at };
 
 		rc = (int)io_send(s->io, s->fd, &v, 1, false);
-		if (rc > 0)
+		if (rc > 0) {
 			t->out_at += (uint32_t)rc;
+			s->sent += (uint64_t)rc;
+		}
 	}
 	t->out_at = t->out_len = 0;
 	if (rc < 0)
@@ -150,7 +154,8 @@ ssize_t tls_recv(struct stream *s, void *buf, size_t len)
 			t->dead = true;
 			return -EPROTO;
 		}
-		n = tls_fill(s, t);
+		/* Whoever has little room is idle, or nearly so. */
+		n = tls_fill(s, t, len <= TLS_IN_SMALL ? TLS_IN_SMALL : TLS_IN);
 		if (n <= 0)
 			return n;
 	}

@@ -81,7 +81,6 @@ struct tls *tls_new(const struct tls_creds *c, unsigned side)
 	if (!t)
 		return NULL;
 	t->creds = c;
-	t->in_size = TLS_IN_HANDSHAKE;
 	rc = gnutls_init(&t->session, side | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL);
 	if (rc < 0) {
 		free(t);
@@ -185,7 +184,7 @@ static int handshake(struct stream *s, struct tls *t, struct error *err)
 			return error_errno(err, rc, "TLS handshake failed");
 		if (done >= 0)
 			return 0;
-		n = tls_fill(s, t);
+		n = tls_fill(s, t, TLS_IN_HANDSHAKE);
 		if (n <= 0)
 			return error_set(err, n ? (int)n : -ECONNRESET,
 					 "TLS handshake failed: the client has gone");
@@ -247,22 +246,6 @@ static int check(struct tls *t, struct error *err)
 	return 0;
 }
 
-/* The receive buffer of somebody who has proven who he is may be larger. */
-int tls_grow(struct tls *t)
-{
-	uint8_t *p = malloc(TLS_IN);
-
-	if (!p)
-		return -ENOMEM;
-	memcpy(p, t->in + t->in_at, t->in_len - t->in_at);
-	t->in_len -= t->in_at;
-	t->in_at = 0;
-	free(t->in);
-	t->in = p;
-	t->in_size = TLS_IN;
-	return 0;
-}
-
 int tls_accept(struct stream *s, const struct tls_creds *c, struct error *err)
 {
 	struct tls *t = tls_new(c, GNUTLS_SERVER);
@@ -273,8 +256,6 @@ int tls_accept(struct stream *s, const struct tls_creds *c, struct error *err)
 	rc = handshake(s, t, err);
 	if (!rc)
 		rc = check(t, err);
-	if (!rc && tls_grow(t))
-		rc = error_set(err, -ENOMEM, "TLS handshake failed: out of memory");
 	if (rc) {
 		t->dead = true;
 		tls_free(t, -1);

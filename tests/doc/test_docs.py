@@ -132,6 +132,8 @@ def test_environment(merinod_page):
     ("common/nbd-proto.h", "NBD_OPTION_MAX", 1 << 10, "An option has at most {} KiB"),
     ("common/nbd-proto.h", "NBD_STRING_MAX", 1, "a name {} bytes"),
     ("common/nbd-proto.h", "NBD_REQUEST_MAX", 1 << 20, "A read or write has at most {} MiB"),
+    ("common/tls-int.h", "TLS_HANDSHAKE_MESSAGE", 1 << 10, "messages have at most {} KiB"),
+    ("common/tls-int.h", "TLS_HANDSHAKES", 1, "{} of them are worked at at a time"),
     ("nbd-server/transmission.h", "CONTEXTS_MAX", 1, "{} metadata contexts"),
     ("nbd-server/conn.h", "CONN_REQUESTS_MAX", 1, "{} in flight on a connection"),
     ("nbd-server/conn.h", "CONN_MEM_MAX", 1 << 20, "{} MiB of payloads and replies for a connection"),
