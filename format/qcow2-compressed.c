@@ -23,7 +23,7 @@
 #include "common/loop.h"
 #include "format/codec.h"
 
-#define CACHE_BYTES	(4u << 20)
+#define CACHE_BYTES	(1u << 20)	/* so that it stays in the processor's own */
 #define SLOTS_MIN	4u
 #define SLOTS_MAX	256u
 #define CODECS_KEPT	8u

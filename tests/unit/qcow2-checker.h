@@ -27,6 +27,8 @@ struct checker {
 	uint64_t reftable, reftable_entries;
 	uint64_t clusters;		/* that REFS has room for; some behind the end */
 	uint16_t *refs;
+	uint8_t *packed;		/* holds compressed clusters, which may share it */
+	unsigned entry;			/* bytes of an L2 entry */
 	unsigned leaks, errors;
 	bool dirty;			/* refcounts are not to be trusted */
 	bool snapshots;			/* there are some: what they share is counted twice */
@@ -88,12 +90,40 @@ static inline void checker_copied(struct checker *c, uint64_t entry, uint64_t wh
 		checker_error(c, "COPIED flag is wrong", entry, where);
 }
 
+/* A compressed cluster: counted by each host cluster that it touches. */
+static inline void checker_packed(struct checker *c, uint64_t e, uint64_t where)
+{
+	unsigned shift = 62 - (c->bits - 8);
+	uint64_t host = e & ((1ull << shift) - 1), sectors = (e & ((1ull << 62) - 1)) >> shift;
+	uint64_t end = (host & ~511ull) + (sectors + 1) * 512;
+
+	if (e >> 63 || host >= c->bytes)
+		checker_error(c, "compressed cluster is out of place", e, where);
+	for (uint64_t i = host >> c->bits; !c->errors && i <= (end - 1) >> c->bits; i++) {
+		if (c->refs[i]++ && !c->packed[i])
+			checker_error(c, "cluster is used twice", i << c->bits, where);
+		c->packed[i] = 1;
+	}
+}
+
+static inline void checker_subclusters(struct checker *c, uint64_t e, uint64_t at)
+{
+	uint64_t bits = checker_get(c, at + 8, 8), allocated = bits & 0xffffffff;
+
+	if ((e & 1 && !(e >> 62 & 1)) || allocated & bits >> 32 || (allocated && !(e & 0x00fffffffffffe00)) || (e >> 62 & 1 && bits))
+		checker_error(c, "subclusters make no sense", bits, at);
+}
+
 static inline void checker_l2(struct checker *c, uint64_t table, bool active)
 {
-	for (uint64_t at = table; at < table + (1ull << c->bits); at += 8) {
+	for (uint64_t at = table; at < table + (1ull << c->bits); at += c->entry) {
 		uint64_t e = checker_get(c, at, 8), host = e & 0x00fffffffffffe00;
 
-		if (e & 0x7f000000000001fe)	/* reserved bits, and no compressed clusters here */
+		if (c->entry == 16)
+			checker_subclusters(c, e, at);
+		if (e >> 62 & 1)
+			checker_packed(c, e, at);
+		else if (e & 0x7f000000000001fe)
 			checker_error(c, "L2 entry has reserved bits", e, at);
 		else if (host && checker_ref(c, host, 1, false, "L2 entry is out of place"))
 			active ? checker_copied(c, e, at) : (void)0;
@@ -159,17 +189,19 @@ static inline void checker_compare(struct checker *c)
 
 static inline void checker_header(struct checker *c)
 {
-	uint64_t incompatible = checker_get(c, 72, 8);
+	bool old = checker_get(c, 4, 4) == 2;
+	uint64_t incompatible = old ? 0 : checker_get(c, 72, 8);
 
 	c->bits = checker_get(c, 20, 4);
-	c->order = checker_get(c, 96, 4);
+	c->order = old ? 4 : checker_get(c, 96, 4);
+	c->entry = incompatible & 16 ? 16 : 8;
 	c->reftable = checker_get(c, 48, 8);
 	c->reftable_entries = checker_get(c, 56, 4) << c->bits >> 3;
 	c->dirty = incompatible & 1;
 	c->snapshots = checker_get(c, 60, 4);
-	if (checker_get(c, 0, 4) != 0x514649fb || checker_get(c, 4, 4) != 3 || c->bits < 9 || c->bits > 21)
-		checker_error(c, "no version 3 header", checker_get(c, 0, 8), c->bits);
-	else if (incompatible & ~1ull || c->order > 6)
+	if (checker_get(c, 0, 4) != 0x514649fb || (!old && checker_get(c, 4, 4) != 3) || c->bits < 9 || c->bits > 21)
+		checker_error(c, "no header of version 2 or 3", checker_get(c, 0, 8), c->bits);
+	else if (incompatible & ~17ull || c->order > 6)
 		checker_error(c, "features that the checker does not know", incompatible, c->order);
 }
 
@@ -186,6 +218,7 @@ static inline void checker_run(struct checker *c, struct io_file *f)
 	if (!c->errors) {
 		c->clusters = (c->bytes >> c->bits) + 65536;
 		c->refs = calloc(c->clusters, sizeof(*c->refs));
+		c->packed = calloc(c->clusters, 1);
 		checker_ref(c, 0, 1, true, "header");
 		checker_reftable(c, checker_get(c, 56, 4));
 		checker_l1(c, checker_get(c, 40, 8), checker_get(c, 36, 4), true);
@@ -193,8 +226,10 @@ static inline void checker_run(struct checker *c, struct io_file *f)
 		checker_compare(c);
 	}
 	free(c->refs);
+	free(c->packed);
 	free(c->img);
 	c->refs = NULL;
+	c->packed = NULL;
 	c->img = NULL;
 }
 

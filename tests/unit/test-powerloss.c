@@ -47,6 +47,14 @@ static const struct config configs[] = {
 	  .backing = 1800, .workers = 3, .ops = 40, .slice = 512 },
 	{ .name = "4k with a snapshot", .seed = 7, .cluster = 4096, .blocks = 2048, .prefill = 1600, .snapshot = true,
 	  .workers = 3, .ops = 40, .slice = 512 },
+	{ .name = "4k overlay, version 2", .seed = 8, .cluster = 4096, .blocks = 2048, .backing = 1500, .workers = 3,
+	  .ops = 40, .slice = 512, .version_2 = true },
+	{ .name = "64k overlay, subclusters", .seed = 9, .cluster = 65536, .blocks = 4096, .backing = 3000, .workers = 3,
+	  .ops = 40, .slice = 4096, .subclusters = true },
+	{ .name = "4k overlay, compressed", .seed = 10, .cluster = 4096, .blocks = 2048, .backing = 1500, .workers = 3,
+	  .ops = 40, .slice = 512, .pack = true },
+	{ .name = "16k subclusters, compressed", .seed = 11, .cluster = 16384, .blocks = 4096, .workers = 3,
+	  .ops = 40, .slice = 1024, .pack = true, .subclusters = true, .refcount_bits = 4 },
 };
 
 /* Runs CFG on a copy of TEMPLATE with a crash; the caller frees R. */
@@ -308,7 +316,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_checker_checks),
-		HUNT(0), HUNT(1), HUNT(2), HUNT(3), HUNT(4), HUNT(5), HUNT(6),
+		HUNT(0), HUNT(1), HUNT(2), HUNT(3), HUNT(4), HUNT(5),
+		HUNT(7), HUNT(8), HUNT(9), HUNT(10), HUNT(6),
 		cmocka_unit_test(tables_before_data_is_found),
 		cmocka_unit_test(early_reuse_is_found),
 		cmocka_unit_test(tables_before_refcounts_is_found),
