@@ -22,7 +22,7 @@
 #include "common/options.h"
 #include "format/qcow2-crashlog.h"
 
-size_t qcow2_test_crashlog_bytes = 1u << 20;
+size_t qcow2_crashlog_bytes = 4u << 20;		/* 130,944 records */
 
 int crashlog_options(struct qcow2 *s, struct json_object *opts, struct error *err)
 {
@@ -59,7 +59,7 @@ static int random_bytes(uint8_t *p, size_t len)
 static int make(struct qcow2 *s, struct error *err)
 {
 	struct io_file *f = node_storage(s->file);
-	size_t bytes = qcow2_test_crashlog_bytes;
+	size_t bytes = qcow2_crashlog_bytes;
 	struct crashlog *l = calloc(1, sizeof(*l));
 	struct io_identity id;
 	int rc;

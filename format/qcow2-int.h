@@ -536,7 +536,7 @@ static inline int crashlog_room(struct qcow2 *s)
 int qcow2_replay(struct qcow2 *s, struct error *err);
 int qcow2_repair(struct qcow2 *s, struct error *err);
 
-extern size_t qcow2_test_crashlog_bytes;	/* a small log, so that it is full at times */
+extern size_t qcow2_crashlog_bytes;	/* tests have a small log, which is full at times */
 
 /* For tests that prove that a wrong order is noticed; 0 otherwise.
  * 1: no fsync before the L2 tables are written.  2: freed clusters may be used

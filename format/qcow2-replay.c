@@ -66,7 +66,7 @@ static bool is_ours(struct qcow2 *s, const uint8_t *file, size_t bytes)
 static uint8_t *read_log(struct qcow2 *s)
 {
 	struct io_file *f = node_storage(s->file);
-	size_t bytes = qcow2_test_crashlog_bytes;
+	size_t bytes = qcow2_crashlog_bytes;
 	uint8_t *file = NULL;
 	int rc;
 

@@ -5,6 +5,7 @@ Power losses are simulated in tests/unit/test-powerloss.c, and the death of the 
 tests/unit/test-crashlog.c; here it really dies, several times on one image.
 """
 
+import itertools
 import random
 import struct
 import threading
@@ -105,13 +106,6 @@ def verify(daemon, path, fmt, may, options):
     return d
 
 
-def counter():
-    n = 2
-    while True:
-        yield n
-        n += 1
-
-
 def ones():
     return b"".join(struct.pack("<QQ", 1, b) * (BLOCK // 16) for b in range(SIZE // BLOCK))
 
@@ -138,7 +132,7 @@ def make(tmp, kind):
 def kill_rounds(daemon, tmp, kind, rounds, options="", acknowledged=True):
     fmt = "raw" if kind == "raw" else "qcow2"
     path, may = make(tmp, kind)
-    rng, count = random.Random(kind), counter()
+    rng, count = random.Random(kind), itertools.count(2)     # which threads may share
     for _ in range(rounds):
         d = daemon.serve(path, fmt, blockdev=options)
         writers = [Writer(d.libnbd(), rng.random(), range(i, SIZE // BLOCK, WRITERS), may, count, acknowledged)

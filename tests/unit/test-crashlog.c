@@ -247,7 +247,7 @@ static void another_boot_is_found(void **state)
 
 static int setup(void **state)
 {
-	qcow2_test_crashlog_bytes = CRASHLOG_HEAD + 64 * sizeof(struct crashlog_record);
+	qcow2_crashlog_bytes = CRASHLOG_HEAD + 64 * sizeof(struct crashlog_record);
 	return 0;
 }
 

@@ -300,7 +300,7 @@ static void the_checker_checks(void **state)
 
 static int setup(void **state)
 {
-	qcow2_test_crashlog_bytes = 4096 + 64 * 32;	/* full now and then */
+	qcow2_crashlog_bytes = 4096 + 64 * 32;	/* full now and then */
 	have_qemu_img = system("qemu-img --version >/dev/null 2>&1") == 0;
 	return mkdtemp(dir) ? 0 : -1;
 }
