@@ -4,7 +4,6 @@
 Each test has a short form, and one of full size that `make soak` runs.
 """
 
-import os
 import resource
 import socket
 import struct
@@ -13,7 +12,7 @@ import time
 import pytest
 
 from lib import nbdraw, smalldisk, tools
-from lib.daemon import disk_args
+from lib.daemon import DidNotStart, disk_args
 from lib.nbdproto import *                               # noqa: F403
 
 pytestmark = pytest.mark.merino_only                     # the bounds are ours
@@ -29,8 +28,8 @@ def descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def sizes(short, full, **kw):
-    """The number of clients, of either form."""
+def sizes(short, full):
+    """The number of clients, in the short form and in the long one."""
     return pytest.mark.parametrize("n", [short, pytest.param(full, marks=[pytest.mark.soak, pytest.mark.timeout(300)])])
 
 
@@ -161,7 +160,6 @@ def test_send_timeout(daemon, tmp, by_listener):
 @pytest.mark.parametrize("option", [["--send-timeout", "x"], ["--send-timeout", "-1"], ["--send-timeout", "86401"],
                                     ["--nbd-server", "addr.type=inet,addr.host=127.0.0.1,addr.port=0,send-timeout=x"]])
 def test_send_timeout_refused(daemon, tmp, option):
-    from lib.daemon import DidNotStart
     with pytest.raises(DidNotStart, match="send-timeout"):
         daemon.start(*option, *disk_args(smalldisk.raw(tmp), "raw"))
 
@@ -308,7 +306,8 @@ def test_resets_with_reads_in_flight(daemon, tmp, n, listen):
     d = daemon.serve(path, listen=listen)
     d.enter().read(0, 4096)
     d.close_clients()
-    wait_until(lambda: exports(d)[0]["clients"] == 0 if "clients" in exports(d)[0] else True)
+    assert d.qmp.cmd("query-block-exports")              # the monitor's descriptor counts, too
+    settle(d.descriptors)
     fds, before = d.descriptors(), d.memory()
     for i in range(n):
         c = nbdraw.Conn(d.nbd_address).enter("disk", structured=i % 2 == 0)
@@ -323,10 +322,6 @@ def test_resets_with_reads_in_flight(daemon, tmp, n, listen):
     d.qmp.cmd("block-export-del", id="disk")             # refused while anybody is connected
 
 
-def exports(d):
-    return d.qmp.cmd("query-block-exports")
-
-
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_gone_at_every_byte_of_the_handshake(daemon, tmp, how):
     d = daemon.serve(smalldisk.raw(tmp), "raw")
@@ -338,7 +333,8 @@ def test_gone_at_every_byte_of_the_handshake(daemon, tmp, how):
                          (OPT_LIST, b""), (OPT_GO, nbdraw.info_payload("disk", [INFO_BLOCK_SIZE]))):
         words += OPTS_MAGIC + struct.pack(">II", option, len(data)) + data
     words += struct.pack(">IHHQQQ", EXT_REQUEST_MAGIC, 0, CMD_READ, 1, 0, 4096)
-    wait_until(lambda: d.qmp.cmd("query-block-exports") is not None)
+    assert d.qmp.cmd("query-block-exports")
+    settle(d.descriptors)
     fds, before = d.descriptors(), d.memory()
     for n in range(len(words) + 1):
         c = nbdraw.Conn(d.nbd_address)
