@@ -10,7 +10,7 @@ import resource
 import pytest
 
 from lib import tools
-from lib.daemon import ROOT, DidNotStart, disk_args
+from lib.daemon import ROOT, DidNotStart, disk_args, sanitized
 
 pytestmark = pytest.mark.merino_only
 
@@ -166,7 +166,8 @@ def test_without_a_monitor_it_shuts_itself_in(daemon, tmp, engine, monkeypatch):
     shut_in = re.findall(r"^(\d+) +landlock_restrict_self\(.*= 0$", calls.read_text(), re.M)
     tasks = [t for t in pathlib.Path(f"/proc/{d.proc.pid}/task").iterdir()
              if not (t / "comm").read_text().startswith("iou-")]
-    assert sorted(shut_in) == sorted(t.name for t in tasks) and len(tasks) == 3
+    assert len(shut_in) == 3 and set(shut_in) <= {t.name for t in tasks}
+    assert len(tasks) == 3 or sanitized()                # which may have a thread of its own
     h = d.libnbd()
     h.pwrite(b"z" * 65536, 0)
     h.zero(65536, 65536)
