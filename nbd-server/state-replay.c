@@ -6,7 +6,7 @@
  * goes by kind, since things refer to kinds before theirs only: objects, nodes,
  * listeners, exports.  Of each kind it makes what is never kept (secrets, passed
  * descriptors: the options have them), then the graph, then what options have anew.
- * Monitors, which no command makes, come last.
+ * Of what no command makes, --add-fd comes first, monitors come last.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,7 +20,8 @@
 #include "nbd-server/state-int.h"
 
 enum item {
-	ITEM_LOCAL,			/* not of a kind that is kept */
+	ITEM_FIRST,			/* not of a kind that is kept; others may need it */
+	ITEM_LAST,			/* … it may need others: monitors */
 	ITEM_UNKEPT,			/* made at every start */
 	ITEM_KNOWN,			/* the graph says what became of it */
 	ITEM_NEW,
@@ -61,6 +62,8 @@ static int classify(struct entry *e, struct error *err)
 	if (!e->object)
 		return err->code;
 	e->kind = setting_kind(e->setting);
+	if (!strcmp(e->setting->def->name, "chardev") || !strcmp(e->setting->def->name, "monitor"))
+		e->item = ITEM_LAST;
 	if (e->kind == STATE_KINDS)
 		return 0;
 	e->item = ITEM_UNKEPT;
@@ -245,6 +248,7 @@ static int run_all(struct cmdline *c, const struct entry *v, unsigned n, struct 
 		rc = run_entry(c, &v[i], err);
 	if (first)
 		return rc;
+	rc = run_entries(c, v, n, STATE_KINDS, ITEM_FIRST, err);
 	for (unsigned kind = 0; kind < STATE_KINDS && !rc; kind++) {
 		rc = run_entries(c, v, n, kind, ITEM_UNKEPT, err);
 		if (!rc)
@@ -252,7 +256,7 @@ static int run_all(struct cmdline *c, const struct entry *v, unsigned n, struct 
 		if (!rc)
 			rc = run_entries(c, v, n, kind, ITEM_NEW, err);
 	}
-	return rc ? rc : run_entries(c, v, n, STATE_KINDS, ITEM_LOCAL, err);
+	return rc ? rc : run_entries(c, v, n, STATE_KINDS, ITEM_LAST, err);
 }
 
 int state_start(struct cmdline *c, struct error *err)

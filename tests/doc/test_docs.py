@@ -33,6 +33,12 @@ def test_options_of_merinod(merinod_help, merinod_page):
     assert in_page(merinod_page) == in_help(merinod_help)
 
 
+def test_members_of_a_configuration_file(merinod_page):
+    table = re.findall(r'\.member = "([\w-]+)"', (ROOT / "nbd-server/cmdline.c").read_text())
+    items = " ".join(merinod_page.part("CONFIGURATION FILE").items())
+    assert len(table) > 15 and set(re.findall(r"B<([\w-]+)>", items)) == set(table)
+
+
 def test_options_of_merino_pull(pull_help, merino_page):
     assert len(in_help(pull_help)) > 15
     assert in_page(merino_page) == in_help(pull_help)

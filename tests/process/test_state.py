@@ -203,6 +203,17 @@ def test_secrets_and_passed_descriptors(kept):
         assert "xyzzy" not in text and "hidden" not in text
 
 
+def test_descriptors_that_options_pass(kept, monkeypatch):
+    """They are there before the nodes that they are for, at the first start and at later ones."""
+    monkeypatch.setenv("MERINOD_WRAPPER", f"""sh -c 'exec 9<>{kept.image()}; exec "$0" "$@"' """)
+    for _ in range(2):
+        d = kept.start("--add-fd", "fd=9,set=5",
+                       "--blockdev", "qcow2,node-name=v,file.driver=file,file.filename=/dev/fdset/5",
+                       "--export", "nbd,id=v,node-name=v,writable=on")
+        assert exports(d) == ["v"] and d.libnbd("v").get_size() == 4 << 20
+        d.kill()
+
+
 def test_one_daemon_at_a_time(kept, daemon):
     d = kept.start()
     with pytest.raises(DidNotStart, match=f"another merinod uses it .process {d.proc.pid}."):
