@@ -125,6 +125,8 @@ static int file_reopen(struct node *n, struct error *err)
 	}
 	file_lock_drop(s);
 	s->f = f;
+	if (io_size(f) >= 0)
+		n->size = (uint64_t)io_size(f);
 	s->locking = s->locking && !n->force_share;
 	s->flush_error = 0;		/* what was lost is lost; from here on it counts again */
 	io_file_unref(old);

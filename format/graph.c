@@ -243,6 +243,21 @@ static int keep_options(struct node *n, struct json_object *opts, struct error *
 	return 0;
 }
 
+/* An inactive node is opened read only; see activate.c. */
+static int take_active(struct node *n, struct json_object *opts, struct error *err)
+{
+	bool active = true;
+	int rc = opts_bool(opts, "active", &active, err);
+
+	if (rc || active)
+		return rc;
+	json_object_object_del(n->options, "active");
+	n->inactive = true;
+	n->wants_write = !n->read_only;
+	n->read_only = true;
+	return 0;
+}
+
 static int node_open_at(const struct node_place *where, struct json_object *opts, unsigned level,
 			struct node **out, struct error *err)
 {
@@ -277,6 +292,8 @@ static int node_open_at(const struct node_place *where, struct json_object *opts
 		rc = node_take_flags(n, opts, err);
 	if (!rc)
 		rc = keep_options(n, opts, err);
+	if (!rc)
+		rc = take_active(n, opts, err);
 	if (!rc)
 		rc = driver->open(n, opts, err);
 	if (!rc)
@@ -323,7 +340,9 @@ static void inherit(struct node *n, struct json_object *o, enum node_child c)
 {
 	struct json_object *cache;
 
-	inherit_bool(o, "read-only", c == CHILD_BACKING || n->read_only);
+	inherit_bool(o, "read-only", c == CHILD_BACKING || (n->read_only && !n->wants_write));
+	if (n->inactive)
+		inherit_bool(o, "active", false);
 	if (n->force_share)
 		inherit_bool(o, "force-share", true);
 	if (n->auto_read_only)

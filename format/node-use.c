@@ -34,7 +34,8 @@ static int conflict(struct error *err, const struct node *n, const struct node_u
 static int use_check(struct node *n, const struct node_use *self, unsigned perm, unsigned shared,
 		     struct error *err)
 {
-	if ((perm & (PERM_WRITE | PERM_RESIZE | PERM_WRITE_UNCHANGED)) && n->read_only)
+	if ((perm & (PERM_WRITE | PERM_RESIZE | PERM_WRITE_UNCHANGED)) && n->read_only &&
+	    !(n->inactive && n->wants_write))
 		return error_set(err, -EPERM, "Block node is read-only");
 	for (struct node_use *o = n->uses; o; o = o->next) {
 		if (o == self)
@@ -63,6 +64,10 @@ static int perm_refresh_child(struct node *n, enum node_child c, unsigned perm, 
 	if (!u->linked)
 		return 0;
 	n->driver->child_perm(n, c, perm, shared, &cperm, &cshared);
+	if (n->inactive) {
+		cperm = 0;
+		cshared = PERM_ALL;
+	}
 	rc = use_check(u->node, u, cperm, cshared, err);
 	if (rc)
 		return rc;
@@ -86,6 +91,10 @@ static int perm_refresh(struct node *n, struct error *err)
 	for (struct node_use *o = n->uses; o; o = o->next) {
 		perm |= o->perm;
 		shared &= o->shared;
+	}
+	if (n->inactive) {
+		perm = 0;
+		shared = PERM_ALL;
 	}
 	if (n->driver->set_perm && !n->frozen)
 		rc = n->driver->set_perm(n, perm, shared, err);

@@ -84,6 +84,7 @@ struct node_use {
 	struct node *node;
 	unsigned perm, shared;		/* enum node_perm */
 	bool linked;
+	bool allow_inactive;		/* this user does without it: see activate.c */
 	char what[80];			/* "export 'x'", "node 'y' as 'backing'": for error texts */
 };
 
@@ -154,6 +155,8 @@ struct node {
 	bool cache_direct, cache_no_flush;
 	bool monitor_owned;		/* made by blockdev-add: blockdev-del may delete it */
 	bool protocol;			/* bottom of the graph: may be read behind its end (zeroes) */
+	bool inactive;			/* another process may write to it: see activate.c */
+	bool wants_write;		/* while inactive: what read_only will be again, negated */
 	bool frozen;			/* lock bytes stay as they are: see reopen.c */
 	bool may_grow;			/* a user holds PERM_RESIZE: writes may pass the end */
 	unsigned level;			/* how deep below the node that was asked for */
@@ -207,6 +210,11 @@ int node_open_child_with(struct node *n, struct json_object *child_opts, enum no
 /* Other options for N (a private copy, consumed in place): see reopen.c.  The gates
  * above are closed.  On failure N is as it was before. */
 int node_reopen(struct node *n, struct json_object *opts, struct error *err);
+/* The node alone becomes read only or writable; its driver reads the storage anew. */
+int node_set_writable(struct node *n, bool writable, struct error *err);
+/* activate.c: the node, and what is below it for nobody else.  The gates above are closed. */
+int node_set_active(struct node *n, bool active, struct error *err);
+bool node_has_active_parent(const struct node *n);
 /* What node_reopen() would change nothing with; the caller owns it. */
 struct json_object *node_present_options(const struct node *n);
 /* For reopen.c: the options that all drivers have, but node-name, into N's flags; and a

@@ -401,12 +401,34 @@ int node_reopen(struct node *n, struct json_object *opts, struct error *err)
 
 	if (n->driver == &broken_driver)
 		return error_set(err, -EIO, "Node '%s' could not be opened again before", n->name);
+	if (n->inactive)
+		return error_set(err, -EPERM, "Node '%s' is inactive", n->name);
 	rc = take_all(&r, opts, err);
 	if (!rc)
 		rc = apply(&r, err);
 	for (unsigned c = 0; c < CHILD_COUNT; c++)
 		node_unref(r.child[c]);
 	json_object_put(r.rest);
+	return rc;
+}
+
+int node_set_writable(struct node *n, bool writable, struct error *err)
+{
+	struct reopening r = { .node = n, .rest = n->options };
+	int rc = 0;
+
+	copy_flags(&r.settings, n);
+	r.settings.read_only = !writable;
+	for (unsigned c = 0; c < CHILD_COUNT; c++)
+		r.child[c] = n->child[c] ? node_ref(n->child[c]) : NULL;
+	if (n->driver->reopen)
+		rc = open_beside(&r, err);
+	else if (node_bitmap_hooks && node_bitmap_hooks->may_forget)
+		rc = node_bitmap_hooks->may_forget(n, err);
+	if (!rc && !n->driver->reopen)
+		rc = close_and_open(&r, err);
+	for (unsigned c = 0; c < CHILD_COUNT; c++)
+		node_unref(r.child[c]);
 	return rc;
 }
 

@@ -195,7 +195,7 @@ COMMAND(command_nbd_server_stop)
 
 static int export_refuse(struct json_object *args, struct error *err)
 {
-	static const char *const unsupported[] = { "writethrough", "allow-inactive", NULL };
+	static const char *const unsupported[] = { "writethrough", NULL };
 	for (const char *const *p = unsupported; *p; p++) {
 		if (qmp_bool(args, *p, false))
 			return error_set(err, -ENOTSUP, "Parameter '%s' is not supported", *p);
@@ -232,6 +232,7 @@ COMMAND(command_block_export_add)
 		.writable = qmp_bool(args, "writable", false),
 		.allocation_depth = qmp_bool(args, "allocation-depth", false),
 		.lossy = state_is_replaying(),
+		.allow_inactive = qmp_bool(args, "allow-inactive", false),
 		.bitmaps = json_object_object_get(args, "bitmaps"),
 	};
 	const char *name = qmp_str(args, "node-name");
@@ -250,6 +251,8 @@ COMMAND(command_block_export_add)
 		rc = error_set(err, -ENOTCONN, "NBD server not running");
 	else
 		rc = export_place(args, o.node, err);
+	if (!rc && !o.allow_inactive && o.node->inactive)
+		rc = command_node_activate(name, err);
 	if (!rc)
 		rc = export_add(&o, err);
 	command_node_unref(o.node);

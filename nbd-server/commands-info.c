@@ -140,7 +140,8 @@ struct json_object *block_device_info(struct node *n, bool flat)
 	add_str(o, "node-name", n->name);
 	add_str(o, "drv", n->driver->name);
 	add_str(o, "file", n->filename);
-	add_bool(o, "ro", n->read_only);
+	add_bool(o, "ro", n->read_only && !n->wants_write);
+	add_bool(o, "active", !n->inactive);
 	add_bool(o, "encrypted", false);
 	add_str(o, "detect_zeroes", !n->detect_zeroes ? "off" : n->detect_unmap ? "unmap" : "on");
 	add_throttling(o);

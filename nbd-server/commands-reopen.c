@@ -214,7 +214,8 @@ static int find_nodes(struct item *v, struct json_object *list, size_t n, struct
 	return 0;
 }
 
-static int run(struct item *v, size_t n, struct error *err)
+static int run(struct item *v, size_t n,
+	       int (*change)(struct item *v, size_t n, struct error *err), struct error *err)
 {
 	size_t n_exports;
 	struct stopping *exports = all_exports(v, n, &n_exports);
@@ -222,7 +223,7 @@ static int run(struct item *v, size_t n, struct error *err)
 			 : error_set(err, -ENOMEM, "Out of memory");
 
 	if (!rc) {
-		rc = reopen_all(v, n, err);
+		rc = change(v, n, err);
 		resume_all(exports, n_exports);
 	}
 	for (size_t i = 0; exports && i < n_exports; i++)
@@ -244,7 +245,7 @@ COMMAND(command_blockdev_reopen)
 	rc = v ? find_nodes(v, list, n, err) : error_set(err, -ENOMEM, "Out of memory");
 	if (!rc) {
 		put_in_order(v, n);
-		rc = run(v, n, err);
+		rc = run(v, n, reopen_all, err);
 	}
 	for (size_t i = 0; v && i < n; i++) {
 		for (unsigned c = 0; c < CHILD_COUNT; c++)
@@ -253,6 +254,94 @@ COMMAND(command_blockdev_reopen)
 		json_object_put(v[i].opts);
 		json_object_put(v[i].former);
 	}
+	free(v);
+	return rc;
+}
+
+/* -- blockdev-set-active ---------------------------------------------------------------- */
+
+const struct qmp_arg args_set_active[] = {
+	{ "node-name", QMP_STR, false, "the node, with what is below it; by default all" },
+	{ "active", QMP_BOOL, true, "false: another process may write to it from now on" },
+	{ NULL },
+};
+
+static void activate_on_loop(void *arg)
+{
+	struct item *i = arg;
+
+	i->rc = node_set_active(i->node, true, i->err);
+}
+
+/* Of all nodes, those go by themselves that no other needs. */
+static void deactivate_on_loop(void *arg)
+{
+	struct item *i = arg;
+
+	if (!i->opts && node_has_active_parent(i->node))
+		return;
+	i->rc = node_set_active(i->node, false, i->err);
+}
+
+static int activate_all(struct item *v, size_t n, struct error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		v[i].err = err;
+		loop_call(v[i].node->loop, activate_on_loop, &v[i]);
+		if (v[i].rc)
+			return v[i].rc;
+	}
+	return 0;
+}
+
+static int deactivate_all(struct item *v, size_t n, struct error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		v[i].err = err;
+		loop_call(v[i].node->loop, deactivate_on_loop, &v[i]);
+		if (v[i].rc)
+			return v[i].rc;
+	}
+	return 0;
+}
+
+static int set_active(struct item *v, size_t n, bool active, struct error *err)
+{
+	int rc = run(v, n, active ? activate_all : deactivate_all, err);
+
+	for (size_t i = 0; i < n; i++)
+		command_node_unref(v[i].node);
+	return rc;
+}
+
+int command_node_activate(const char *name, struct error *err)
+{
+	struct item i = { .node = command_node_find(name) };
+
+	return i.node ? set_active(&i, 1, true, err) : -ENOENT;
+}
+
+COMMAND(command_set_active)
+{
+	const char *name = qmp_str(args, "node-name");
+	bool active = qmp_bool(args, "active", true);
+	struct item one = { .opts = args }, *v;
+	struct node **nodes;
+	unsigned n;
+	int rc;
+
+	if (name) {
+		one.node = command_node_find(name);
+		if (!one.node)
+			return error_set(err, -ENOENT, "Failed to find node with node-name='%s'", name);
+		return set_active(&one, 1, active, err);
+	}
+	nodes = command_all_nodes(&n);
+	v = nodes ? calloc(n + 1, sizeof(*v)) : NULL;
+	for (unsigned i = 0; v && i < n; i++)
+		v[i].node = nodes[i];
+	rc = v ? set_active(v, n, active, err) : error_set(err, -ENOMEM, "Out of memory");
+	free(nodes);
 	free(v);
 	return rc;
 }

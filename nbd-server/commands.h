@@ -40,6 +40,9 @@ int add_fd_option(struct json_object *opts, struct error *err);	/* --add-fd */
 void fds_close_all(void);
 /* commands-reopen.c */
 COMMAND(command_blockdev_reopen);
+COMMAND(command_set_active);
+/* Makes the node active, as an export needs it. */
+int command_node_activate(const char *name, struct error *err);
 /* commands-job.c */
 COMMAND(command_query_jobs);
 COMMAND(command_job_pause);
@@ -92,6 +95,7 @@ extern const struct qmp_arg args_nothing[];
 extern const struct qmp_arg args_blockstats[];
 extern const struct qmp_arg args_job[];
 extern const struct qmp_arg args_blockdev_reopen[];
+extern const struct qmp_arg args_set_active[];
 extern const struct qmp_arg args_fdname[];
 extern const struct qmp_arg args_add_fd[];
 extern const struct qmp_arg args_remove_fd[];

@@ -208,6 +208,7 @@ int export_open_node(struct export *e, const struct export_options *o, struct er
 
 	e->node = node_ref(o->node);
 	e->use = &e->uses[0];
+	e->use->allow_inactive = o->allow_inactive;
 	rc = node_use_add(e->use, e->node, perm, PERM_ALL & ~PERM_RESIZE, err, "export '%s'",
 			  e->id);
 	if (!rc)

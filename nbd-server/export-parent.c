@@ -45,7 +45,7 @@ int export_set_node(struct export *e, struct node **n, struct error *err)
 	if ((*n)->size != e->size)
 		return error_set(err, -EINVAL, "Node '%s' has another size than export '%s'",
 				 (*n)->name, e->id);
-	*next = (struct node_use){ 0 };
+	*next = (struct node_use){ .allow_inactive = e->use->allow_inactive };
 	rc = node_use_add(next, *n, e->use->perm, e->use->shared, err, "export '%s'", e->id);
 	if (rc)
 		return rc;

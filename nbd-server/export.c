@@ -229,7 +229,7 @@ static int export_check(const struct export_options *o, const char *name, struct
 		return error_set(err, -EINVAL, "description '%.64s...' too long", o->description);
 	if (name_is_taken(name))
 		return error_set(err, -EEXIST, "NBD server already has export named '%s'", name);
-	if (o->writable && o->node->read_only)
+	if (o->writable && o->node->read_only && !o->node->wants_write)
 		return error_set(err, -EROFS, "Cannot export read-only node as writable");
 	return 0;
 }

@@ -94,6 +94,7 @@ struct export_options {
 	struct node *node;
 	bool writable;
 	bool allocation_depth;
+	bool allow_inactive;		/* stays while its node is inactive: reads go on */
 	unsigned max_connections;	/* 0: any number */
 	bool lossy;			/* go without those of BITMAPS that cannot be used */
 	struct json_object *bitmaps;	/* array of names and {"node":…,"name":…}; NULL: none */

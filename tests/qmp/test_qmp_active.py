@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""blockdev-set-active: an image is handed to QEMU and back.  (QEMU has it since 10.0.)"""
+
+import pytest
+
+from lib import nbdproto, tools
+
+pytestmark = pytest.mark.merino_only
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disk(daemon, tmp):
+    d = daemon.start()
+    d.image = tools.create(tmp / "a.qcow2", "4M")
+    d.qmp.cmd("blockdev-add", {"driver": "qcow2", "node-name": "q", "file": {
+        "driver": "file", "node-name": "f", "filename": d.image}})
+    return d
+
+
+def export(d, **more):
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "e", "node-name": "q", "name": "q", "writable": True, **more})
+
+
+def set_active(d, active, node="q"):
+    d.qmp.cmd("blockdev-set-active", {"node-name": node, "active": active} if node else {"active": active})
+
+
+def nodes(d):
+    return {n["node-name"]: (n["active"], n["ro"]) for n in d.qmp.cmd("query-named-block-nodes")}
+
+
+@pytest.mark.parametrize("which", ["q", None])
+def test_handed_over_and_back(disk, which):
+    export(disk, **{"allow-inactive": True})
+    c = disk.enter("q")
+    c.write(0, b"ours" * 1024)
+    assert tools.run("qemu-io", "-f", "qcow2", "-c", "write 0 512", disk.image, check=False).returncode == 1
+    set_active(disk, False, which)
+    assert nodes(disk) == {"q": (False, False), "f": (False, False)}
+    assert c.read(0, 4) == b"ours"
+    assert c.call(nbdproto.CMD_WRITE, 0, data=b"no").error == nbdproto.EPERM
+    tools.qemu_io(disk.image, "read -P 0x6f 0 1", "write -P 7 1M 64k", "write -P 8 3M 64k")
+    tools.check(disk.image)
+    set_active(disk, True, which)
+    assert nodes(disk) == {"q": (True, False), "f": (True, False)}
+    assert c.read(MIB, 4) == b"\x07" * 4 and c.read(3 * MIB, 4) == b"\x08" * 4
+    c.write(2 * MIB, b"again" * 100)
+    assert tools.run("qemu-io", "-f", "qcow2", "-c", "write 0 512", disk.image, check=False).returncode == 1
+    c.close()
+    disk.stop()
+    tools.check(disk.image)
+
+
+def test_bitmaps_are_stored_and_come_back(disk):
+    disk.qmp.cmd("block-dirty-bitmap-add", {"node": "q", "name": "b", "persistent": True})
+    export(disk, **{"allow-inactive": True})
+    disk.enter("q").write(0, b"x" * 512)
+    set_active(disk, False)
+    assert "in-use" not in str(tools.bitmaps(disk.image)["b"]["flags"])
+    tools.qemu_io(disk.image, "write 1M 64k")            # QEMU goes on recording
+    set_active(disk, True)
+    bitmap, = disk.qmp.cmd("query-block")[0]["inserted"]["dirty-bitmaps"]
+    assert (bitmap["name"], bitmap["count"], bitmap["recording"]) == ("b", 131072, True)
+
+
+def test_refused(disk):
+    assert disk.qmp.error("blockdev-set-active", {"node-name": "nope", "active": True})[1] == (
+        "Failed to find node with node-name='nope'")
+    assert disk.qmp.error("blockdev-set-active", {"node-name": "f", "active": False})[1] == "Node has active parent node"
+    assert disk.qmp.error("blockdev-set-active", {})[1] == "Parameter 'active' is missing"
+    assert disk.qmp.error("blockdev-set-active", {"active": "no"})[1] == (
+        "Invalid parameter type for 'active', expected: boolean")
+    assert disk.qmp.error("blockdev-set-active", {"node-name": "x" * 70000, "active": False})[0] == "GenericError"
+    export(disk)
+    assert disk.qmp.error("blockdev-set-active", {"node-name": "q", "active": False})[1] == (
+        "Failed to inactivate node: Operation not permitted")
+    disk.enter("q").write(0, b"still writable")
+    assert nodes(disk) == {"q": (True, False), "f": (True, False)}
+
+
+def test_an_export_activates_its_node(disk):
+    set_active(disk, False)
+    export(disk)
+    assert nodes(disk)["q"] == (True, False)
+    disk.enter("q").write(0, b"x")
+
+
+def test_node_that_is_inactive_from_the_beginning(daemon, tmp):
+    """Two daemons have one image, one at a time."""
+    a, image = daemon.start(), tools.create(tmp / "a.qcow2", "4M")
+    node = {"driver": "qcow2", "node-name": "q", "file": {"driver": "file", "filename": image}}
+    a.qmp.cmd("blockdev-add", node)
+    export(a, **{"allow-inactive": True})
+    b = daemon.start()
+    b.qmp.cmd("blockdev-add", {**node, "active": False})
+    export(b, **{"allow-inactive": True})
+    a.enter("q").write(0, b"from a")
+    assert b.qmp.error("blockdev-set-active", {"node-name": "q", "active": True})[1].startswith("Failed to get")
+    assert nodes(b)["q"] == (False, False)
+    set_active(a, False)
+    set_active(b, True)
+    c = b.enter("q")
+    assert c.read(0, 6) == b"from a"
+    c.write(MIB, b"from b")
+    set_active(b, False)
+    set_active(a, True)
+    assert a.enter("q").read(MIB, 6) == b"from b"
+
+
+def test_inactive_nodes_are_not_reopened_or_resized(disk):
+    set_active(disk, False)
+    assert disk.qmp.error("blockdev-reopen", {"options": [{"driver": "qcow2", "node-name": "q", "file": "f"}]})[1] == (
+        "Node 'q' is inactive")
+    assert disk.qmp.error("block_resize", {"node-name": "q", "size": 8 * MIB})[0] == "GenericError"
+    set_active(disk, False)                              # twice is nothing
+    disk.qmp.cmd("blockdev-del", {"node-name": "q"})
+    tools.check(disk.image)
