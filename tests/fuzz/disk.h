@@ -32,7 +32,7 @@ static inline void disk_init(void)
 {
 	log_init("fuzz", LOG_LEVEL_NONE);
 	graph_init(&graph);
-	qcow2_test_crashlog_bytes = LOG_BYTES;
+	qcow2_crashlog_bytes = LOG_BYTES;
 	bitmaps_init();
 }
 
