@@ -66,6 +66,7 @@ class Guest:
 def traced(monkeypatch, tmp, image, calls, error, when):
     """The daemon's system calls CALLS on IMAGE fail at the WHEN-th."""
     monkeypatch.setenv("MERINO_IO", "threads")           # what the ring does cannot be traced
+    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")  # nor can leaks be looked for under a tracer
     monkeypatch.setenv("MERINOD_WRAPPER", f"{tools.need('strace')} -D -f -q -o {tmp}/trace -P {image} -e signal=none "
                                           f"-e trace={calls} -e inject={calls}:error={error}:when={when}")
 
@@ -92,21 +93,34 @@ def fail_once(daemon, tmp, monkeypatch, fmt, calls, error, when):
     assert len(guest.errors) < 30 or any(flushes)
     guest.c.close()
 
-    # Opened again, it is as good as new.
-    q = d.qmp
-    q.cmd("block-export-del", {"id": "d", "mode": "hard"})
-    q.cmd("blockdev-del", {"node-name": "disk"})
-    q.cmd("blockdev-add", {"driver": fmt, "node-name": "disk", "discard": "unmap",
-                           "file": {"driver": "file", "filename": str(image), "discard": "unmap"}})
-    q.cmd("block-export-add", {"type": "nbd", "id": "d", "node-name": "disk", "writable": True})
-    c = d.enter("disk")
-    c.write(0, b"after" * 100)
-    c.flush()
-    assert c.read(0, 500) == b"after" * 100
+    # Opened again, it is as good as new (but each of the daemon's threads has its own count of calls).
+    for _ in range(16):
+        if reopened(d, image, fmt):
+            break
+    else:
+        raise AssertionError("it never works again")
     d.stop()
     if fmt == "qcow2":
         tools.check(image)
     return injected
+
+
+def reopened(d, image, fmt):
+    """Whether the image, opened anew, takes a write and a flush and gives back what was written."""
+    d.qmp.cmd("block-export-del", {"id": "d", "mode": "hard"})
+    d.qmp.cmd("blockdev-del", {"node-name": "disk"})
+    for _ in range(16):                                  # to open it takes calls that may fail, too
+        if "return" in d.qmp.exchange("blockdev-add", {
+                "driver": fmt, "node-name": "disk", "discard": "unmap",
+                "file": {"driver": "file", "filename": str(image), "discard": "unmap"}}):
+            break
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "d", "node-name": "disk", "writable": True})
+    c = d.enter("disk")
+    answers = [c.call(CMD_WRITE, 0, data=b"after" * 100), c.call(CMD_FLUSH), c.call(CMD_READ, 0, 500)]
+    if any(a.error for a in answers):
+        return False
+    assert answers[-1].assemble(0, 500) == b"after" * 100
+    return True
 
 
 CALLS = {"write": "pwrite64,pwritev2", "read": "pread64,preadv2", "sync": "fdatasync,fsync", "zero": "fallocate"}
@@ -140,9 +154,11 @@ def test_an_open_fails(daemon, tmp, monkeypatch, fmt):
         traced(monkeypatch, tmp, image, "openat", error, "1")
         d = daemon.start()
         args = {"driver": fmt, "node-name": "n", "file": {"driver": "file", "filename": str(image)}}
-        if error != "EINTR":
-            assert "Could not open" in d.qmp.error("blockdev-add", args)[1]
-        d.qmp.cmd("blockdev-add", args)
+        replies = [d.qmp.exchange("blockdev-add", args)]
+        while "error" in replies[-1] and len(replies) < 16:   # each of the workers has a first call
+            assert "Could not open" in replies[-1]["error"]["desc"]
+            replies.append(d.qmp.exchange("blockdev-add", args))
+        assert "return" in replies[-1] and len(replies) > (error != "EINTR")
         d.stop()
 
 
