@@ -21,7 +21,7 @@
 
 #define WRITE_NS_MAX 200000u	/* inline writes stop being tried above this average */
 #define MAP_NS_MAX 200000u	/* an inline map that takes longer is slow */
-#define MAP_STRIKES_MAX 32	/* four slow ones in a row, and the workers map this file */
+#define MAP_STRIKES_MAX 32	/* four slow ones in a row, and workers map this file for a while */
 #define MAP_RUNS_INLINE 16	/* longest list of runs that is made inline */
 
 static struct loop *uring_loop(struct io *io)
@@ -54,6 +54,7 @@ struct file_job {
 	struct error *err;
 	struct io_file *opened;
 	ssize_t rc;
+	uint64_t ns;			/* CALL_MAP: how long it took */
 };
 
 static void file_job_run(void *arg)
@@ -80,7 +81,9 @@ static void file_job_run(void *arg)
 		j->rc = io_sys_discard(j->f, j->off, j->len);
 		break;
 	case CALL_MAP:
+		j->ns = loop_now();
 		j->rc = io_sys_map(j->f, j->off, j->len, j->x);
+		j->ns = loop_now() - j->ns;
 		break;
 	case CALL_TRUNCATE:
 		j->rc = io_sys_truncate(j->f, j->len);
@@ -122,18 +125,17 @@ static int uring_discard(struct io_file *f, uint64_t off, uint64_t len)
  * systems search page by page, and a map may have to be read: then the workers do it. */
 static int uring_map(struct io_file *f, uint64_t off, uint64_t len, struct extents *x)
 {
-	if (f->map_strikes < MAP_STRIKES_MAX && x->max - x->n <= MAP_RUNS_INLINE) {
-		uint64_t t = loop_now();
-		int rc = io_sys_map(f, off, len, x);
+	struct file_job j = { .call = CALL_MAP, .f = f, .off = off, .len = len, .x = x };
 
-		if (loop_now() - t > MAP_NS_MAX)
-			f->map_strikes += 8;
-		else if (f->map_strikes)
-			f->map_strikes--;
-		return rc;
-	}
-	return (int)file_job((struct file_job){
-		.call = CALL_MAP, .f = f, .off = off, .len = len, .x = x });
+	if (f->map_strikes < MAP_STRIKES_MAX && x->max - x->n <= MAP_RUNS_INLINE)
+		file_job_run(&j);
+	else
+		loop_work(file_job_run, &j);
+	if (j.ns <= MAP_NS_MAX)
+		f->map_strikes -= f->map_strikes > 0;
+	else if (f->map_strikes < 2 * MAP_STRIKES_MAX)
+		f->map_strikes += 8;
+	return (int)j.rc;
 }
 
 static int uring_truncate(struct io_file *f, uint64_t size)

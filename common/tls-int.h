@@ -16,6 +16,7 @@
 #define TLS_BATCH (8 * TLS_RECORD)	/* plaintext turned into records before a send: under 50 us */
 #define TLS_OUT_SPARE 2048u		/* room for what GnuTLS itself has to say: alerts, key updates */
 #define TLS_OUT_MAX (1u << 20)
+#define TLS_OUT_LARGE ((TLS_BATCH + TLS_RECORD) / 4 * 5 + TLS_OUT_SPARE)	/* holds any batch */
 #define TLS_IN (128u << 10)		/* bytes that one receive may bring */
 #define TLS_IN_SMALL 8192u		/* … on a connection that is idle */
 #define TLS_IN_HANDSHAKE 4096u		/* … from somebody who has shown nothing yet */

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "common/checked.h"
+#include "common/loop.h"
 #include "common/tls-int.h"
 
 /* -- GnuTLS's side ---------------------------------------------------------- */
@@ -242,12 +243,44 @@ static size_t iov_bytes(const struct iovec *iov, int n)
 	return len;
 }
 
-/* The buffer goes back when it is large: a connection that is idle holds little. */
-static void out_release(struct tls *t)
+static __thread uint8_t *spare;		/* a buffer of TLS_OUT_LARGE bytes, for who sends next */
+
+static void spare_drop(struct loop_hook *h)
 {
-	if (t->out_len || t->out_size <= TLS_OUT_SPARE + 4096)
-		return;
+	free(spare);
+	spare = NULL;
+}
+
+/* A large buffer for T, which has nothing to send. */
+static bool out_take_large(struct tls *t)
+{
+	uint8_t *p;
+
+	if (t->out_size == TLS_OUT_LARGE)
+		return true;
+	p = spare ? spare : malloc(TLS_OUT_LARGE);
+	spare = NULL;
+	if (!p)
+		return false;
 	free(t->out);
+	t->out = p;
+	t->out_size = TLS_OUT_LARGE;
+	return true;
+}
+
+/* It goes back: a connection that is idle holds little. */
+static void out_give_large(struct tls *t)
+{
+	static __thread struct loop_hook end;
+
+	if (t->out_len || t->out_size != TLS_OUT_LARGE)
+		return;
+	if (!spare && loop_self()) {
+		loop_end_hook_queue(&end, spare_drop);
+		spare = t->out;
+	} else {
+		free(t->out);
+	}
 	t->out = NULL;
 	t->out_size = 0;
 }
@@ -266,7 +299,8 @@ ssize_t tls_send(struct stream *s, const struct iovec *iov, int n)
 
 		/* A peer may ask for records of 512 bytes, and 85 more are around each at most. */
 		rc = flush_held(s, t);
-		if (!rc && !out_reserve(t, now + now / 4 + TLS_OUT_SPARE))
+		if (!rc && !(now > TLS_RECORD ? out_take_large(t)
+					      : out_reserve(t, now + now / 4 + TLS_OUT_SPARE)))
 			rc = -ENOMEM;
 		if (rc)
 			break;
@@ -276,7 +310,7 @@ ssize_t tls_send(struct stream *s, const struct iovec *iov, int n)
 		if (done < len && co_self())
 			co_yield();
 	}
-	out_release(t);
+	out_give_large(t);
 	if (rc)
 		t->dead = true;
 	co_mutex_unlock(&t->sending);
