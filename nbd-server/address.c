@@ -88,6 +88,18 @@ static int unix_remove_stale(const char *path, const struct sockaddr_un *un, soc
 	return 0;
 }
 
+/* A name without a file is in use as long as anybody holds the socket. */
+static int unix_bind(int fd, const struct sockaddr_un *un, socklen_t len, bool abstract)
+{
+	int rc = bind(fd, (const struct sockaddr *)un, len) < 0 ? -errno : 0;
+
+	for (unsigned i = 0; rc == -EADDRINUSE && abstract && i < IN_USE_RETRIES; i++) {
+		io_sleep(loop_io(loop_self()), IN_USE_PAUSE);
+		rc = bind(fd, (const struct sockaddr *)un, len) < 0 ? -errno : 0;
+	}
+	return rc;
+}
+
 static int unix_listen(struct unix_options *o, struct address *a, struct error *err)
 {
 	struct sockaddr_un un;
@@ -105,8 +117,9 @@ static int unix_listen(struct unix_options *o, struct address *a, struct error *
 		rc = unix_remove_stale(o->path, &un, len);
 	if (rc)
 		return error_errno(err, rc, "Failed to bind socket to %s", o->path);
-	if (bind(fd, (struct sockaddr *)&un, len) < 0)
-		return error_errno(err, -errno, "Failed to bind socket to %s", o->path);
+	rc = unix_bind(fd, &un, len, o->abstract);
+	if (rc)
+		return error_errno(err, rc, "Failed to bind socket to %s", o->path);
 	a->path = o->path;
 	o->path = NULL;
 	a->abstract = o->abstract;
@@ -281,6 +294,10 @@ static int inet_listen(struct inet_options *o, struct address *a, struct error *
 			      : ((const struct sockaddr_in *)first)->sin_port);
 	int rc = inet_bind_all(o->found, port, a);
 
+	for (unsigned i = 0; rc == -EADDRINUSE && !o->to && i < IN_USE_RETRIES; i++) {
+		io_sleep(loop_io(loop_self()), IN_USE_PAUSE);
+		rc = inet_bind_all(o->found, port, a);
+	}
 	for (uint64_t p = (uint64_t)port + 1; rc == -EADDRINUSE && p <= o->to; p++)
 		rc = inet_bind_all(o->found, (uint16_t)p, a);
 	if (rc == -EADDRINUSE)

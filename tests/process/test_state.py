@@ -11,7 +11,7 @@ import nbd
 import pytest
 
 from lib import tools
-from lib.daemon import DidNotStart
+from lib.daemon import DidNotStart, disk_args, free_port
 
 pytestmark = pytest.mark.merino_only
 
@@ -349,6 +349,22 @@ def test_socket_of_the_living_is_not_taken(daemon, kept):
     left.bind(str(kept.tmp / "left"))
     left.close()
     daemon.start("--nbd-server", f"addr.type=unix,addr.path={kept.tmp}/left", listen=None)
+
+
+def test_port_of_the_dead_is_taken_again(daemon, tmp):
+    """The kernel closes a killed process's ring, and what that listened on, a little later."""
+    image, port = tools.create(tmp / "a.qcow2", "1M"), free_port()
+    for _ in range(5):
+        d = daemon.start("--nbd-server", f"addr.type=inet,addr.host=127.0.0.1,addr.port={port}", *disk_args(image), listen=None)
+        d.nbd_address = ("127.0.0.1", port)
+        assert d.libnbd().get_size() == 1 << 20
+        d.close_clients()
+        d.proc.kill()
+        d.proc.wait()
+        d.ended = True
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        with pytest.raises(DidNotStart, match="Address already in use"):
+            daemon.start("--nbd-server", f"addr.type=inet,addr.host=127.0.0.1,addr.port={other.getsockname()[1]}", listen=None)
 
 
 # --- a client that reconnects
