@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A remote export behind TLS: who is let in, and which servers are believed."""
 
+import os
+import pathlib
 import subprocess
+import tempfile
 
 import pytest
 
@@ -16,9 +19,13 @@ def certtool(*argv):
 
 
 @pytest.fixture(scope="module")
-def pki(tmp_path_factory):
-    """Authorities a and b; servers of a for localhost, of b for localhost; a client of a."""
-    top = tmp_path_factory.mktemp("pki")
+def pki():
+    """Authorities a and b, each with a server and a client for localhost; keys of alice and bob."""
+    with tempfile.TemporaryDirectory(prefix="mt-", dir=os.environ.get("MERINO_TEST_DIR", "/tmp")) as top:
+        yield make_pki(pathlib.Path(top))
+
+
+def make_pki(top):
     for ca in "ab":
         key, cert = top / f"{ca}-key", top / f"{ca}-cert"
         certtool("--generate-privkey", "--key-type=ecdsa", "--curve=secp256r1", f"--outfile={key}")
