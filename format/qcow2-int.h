@@ -10,6 +10,7 @@
  *	qcow2-cache.c	slices of L2 tables and of refcount blocks in memory
  *	qcow2-map.c	guest offset -> where the data is; publish; block status
  *	qcow2-table.c	new L2 tables, a larger L1 table, a larger image
+ *	qcow2-resize.c	a larger L1 table, a larger image, a smaller one
  *	qcow2-io.c	read, write, copy on write; the file below
  *	qcow2-compressed.c  compressed clusters: read, given up (codec.c packs and unpacks)
  *	qcow2-pack.c	and written
@@ -427,6 +428,8 @@ int qcow2_slice_for_write(struct qcow2 *s, uint64_t off, struct slice **out);
 int qcow2_slice_load(struct qcow2 *s, uint64_t no, struct slice **out);
 /* An entry of the L1 table changes; it is in memory until the next flush. */
 void qcow2_l1_set(struct qcow2 *s, uint64_t index, uint64_t entry);
+
+/* qcow2-resize.c */
 int qcow2_truncate(struct node *n, uint64_t size, struct error *err);
 
 /* qcow2-io.c */
@@ -459,6 +462,8 @@ void qcow2_pack_avoid(struct qcow2 *s, uint64_t host, uint64_t end);
 /* qcow2-zero.c */
 int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags);
 int qcow2_discard(struct node *n, uint64_t off, uint64_t len);
+/* Whole clusters that will be behind the end: nothing is stored for them any more. */
+int qcow2_forget(struct qcow2 *s, uint64_t off, uint64_t len);
 
 /* qcow2-refcount.c; all may suspend unless said otherwise */
 /* The refcount slice of a cluster, pinned; -ENOENT when no block covers it. */

@@ -26,7 +26,7 @@
 
 #include <errno.h>
 
-enum how { HOW_ZERO, HOW_UNMAP, HOW_DISCARD };
+enum how { HOW_ZERO, HOW_UNMAP, HOW_DISCARD, HOW_FORGET };
 
 /* Whether [off, off+r->len) reads as zeroes now, without looking at data. */
 static bool is_zero(const struct qcow2 *s, uint64_t off, const struct run *r)
@@ -63,11 +63,11 @@ static bool nothing_to_do(const struct qcow2 *s, const struct run *r, enum how h
 {
 	switch (r->kind) {
 	case RUN_ZERO:
-		return true;
+		return how != HOW_FORGET;
 	case RUN_ZERO_ALLOCATED:
 		return how == HOW_ZERO;
 	case RUN_UNALLOCATED:
-		return !s->has_backing;
+		return !s->has_backing || how == HOW_FORGET;
 	case RUN_RESERVED:
 		return how == HOW_ZERO && !s->has_backing;
 	default:
@@ -75,16 +75,22 @@ static bool nothing_to_do(const struct qcow2 *s, const struct run *r, enum how h
 	}
 }
 
+/* Without as much as a flag. */
+static bool leaves_nothing(const struct qcow2 *s, enum how how)
+{
+	return how == HOW_FORGET || (how == HOW_DISCARD && !s->has_backing);
+}
+
 /* Whether clusters can be made to read as zeroes by their entries alone. */
 static bool can_flag(const struct qcow2 *s, enum how how)
 {
-	return s->h.version >= 3 || (!s->has_backing && how != HOW_ZERO);
+	return s->h.version >= 3 || (!s->has_backing && how != HOW_ZERO) || how == HOW_FORGET;
 }
 
 /* A data file that is to be readable as a raw image has the zeroes, too. */
 static int zero_raw(struct qcow2 *s, uint64_t off, uint64_t len, enum how how)
 {
-	if (!qcow2_data_is_raw(s))
+	if (!qcow2_data_is_raw(s) || how == HOW_FORGET)
 		return 0;
 	len = min_u64(len, s->node->size - off);
 	return node_zero(s->data, off, len, how == HOW_ZERO ? 0 : NODE_MAY_UNMAP);
@@ -101,7 +107,7 @@ static int change(struct qcow2 *s, struct slice *sl, uint64_t off, const struct 
 {
 	uint64_t count = DIV_ROUND_UP(r->len, s->cluster_size);
 	bool keep = how == HOW_ZERO && r->kind == RUN_DATA;
-	uint64_t entry = s->h.version < 3 || (how == HOW_DISCARD && !s->has_backing) ? 0 : QCOW2_ZERO;
+	uint64_t entry = s->h.version < 3 || leaves_nothing(s, how) ? 0 : QCOW2_ZERO;
 	int rc;
 
 	if (!keep && has_host(r) && qcow2_check_data(s, r->host, count << s->cluster_bits))
@@ -130,7 +136,7 @@ static int change_subclusters(struct qcow2 *s, struct slice *sl, uint64_t off, u
 
 	qcow2_lookup_slice(s, sl, c, s->cluster_size, &r);
 	if (to - from == QCOW2_SUBS) {
-		bits = how == HOW_DISCARD && !s->has_backing ? 0 : QCOW2_SUBS_ZERO;
+		bits = leaves_nothing(s, how) ? 0 : QCOW2_SUBS_ZERO;
 		if (how != HOW_ZERO || !r.copied || r.kind == RUN_COMPRESSED)
 			entry = 0;
 	} else {
@@ -267,4 +273,9 @@ int qcow2_discard(struct node *n, uint64_t off, uint64_t len)
 		return -EIO;
 	whole_units(s, s->cluster_size, off, len, &first, &end);
 	return zero_whole(s, first, end, HOW_DISCARD);
+}
+
+int qcow2_forget(struct qcow2 *s, uint64_t off, uint64_t len)
+{
+	return zero_whole(s, off, off + len, HOW_FORGET);
 }

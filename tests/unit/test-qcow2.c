@@ -301,7 +301,6 @@ static void test_truncate(void **state)
 	memset(m.data + 1000, 1, 5000);
 	n = open_image("t.qcow2", "");
 	assert_int_equal(node_write(n, m.data + 1000, 1000, 5000, 0), 0);
-	assert_int_equal(node_truncate(n, MB, &err), -ENOTSUP);
 	assert_int_equal(node_truncate(n, 3 * MB + 1, &err), -EINVAL);
 	assert_int_equal(node_truncate(n, 1ull << 60, &err), -EFBIG);
 	assert_int_equal(node_truncate(n, 40 * MB, &err), 0);
@@ -650,6 +649,67 @@ static void pack_round(const char *name, struct model *m, uint64_t cluster, uint
 	image_check(m, name);
 }
 
+/* Smaller, larger, smaller: what comes back reads as zeroes, and nothing is leaked. */
+static void test_resized(void **state)
+{
+	static const char *const kinds[] = {
+		"compat=0.10", "cluster_size=512", "extended_l2=on,cluster_size=16k", "data file",
+		"cluster_size=4k,backing_file=base.raw,backing_fmt=raw", "compat=0.10,backing_file=base.raw,backing_fmt=raw",
+	};
+	uint64_t seed = 99;
+	struct error err = ERROR_INIT;
+
+	sh_ok("dd if=/dev/urandom of=base.raw bs=1M count=6 status=none");
+	for (unsigned i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+		struct model m = model_new(8 * MB);
+		struct node *n;
+
+		if (i == 3)
+			sh_ok("qemu-img create -q -f qcow2 -o data_file=res.raw,data_file_raw=on r.qcow2 4M");
+		else
+			sh_ok("qemu-img create -q -f qcow2 -o %s r.qcow2 4M", kinds[i]);
+		m.size = 4 * MB;
+		if (i >= 4)
+			peek("base.raw", 0, m.data, m.size);
+		n = open_image("r.qcow2", "");
+		for (unsigned k = 0; k < 30; k++) {
+			uint64_t off = next_random(&seed) % m.size, len = min_u64(m.size - off, next_random(&seed) % 200000);
+			uint64_t size = (1 + next_random(&seed) % 8) * MB - 512 * (next_random(&seed) % 3);
+
+			memset(m.data + off, k + 1, len);
+			assert_int_equal(node_write(n, m.data + off, off, len, k % 2 ? NODE_COMPRESS : 0), 0);
+			if (k % 3)
+				continue;
+			if (node_truncate(n, size, &err))
+				fail_msg("%s: %s", kinds[i], err.text);
+			if (size < m.size)
+				memset(m.data + size, 0, m.size - size);
+			m.size = size;
+		}
+		model_check(&m, n);
+		node_unref(n);
+		image_check(&m, "r.qcow2");
+		free(m.data);
+	}
+}
+
+/* The backing image in the header is not open while the disk grows: it must not
+ * show through when it is. */
+static void test_grown_without_its_backing(void **state)
+{
+	struct model m = model_new(6 * MB);
+	struct error err = ERROR_INIT;
+	struct node *n;
+
+	sh_ok("dd if=/dev/urandom of=base.raw bs=1M count=6 status=none; qemu-img create -q -f qcow2 -b base.raw -F raw g.qcow2 2M");
+	peek("base.raw", 0, m.data, 2 * MB);
+	n = open_image("g.qcow2", "'backing':null");
+	assert_int_equal(node_truncate(n, 6 * MB, &err), 0);
+	node_unref(n);
+	image_check(&m, "g.qcow2");
+	free(m.data);
+}
+
 static void test_packed(void **state)
 {
 	static const char *const kinds[] = {
@@ -705,7 +765,8 @@ int main(void)
 		cmocka_unit_test(test_header_moves_name), cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_refused_numbers), cmocka_unit_test(test_backing),
 		cmocka_unit_test(test_corrupt), cmocka_unit_test(test_damaged), cmocka_unit_test(test_shared_cluster),
-		cmocka_unit_test(test_compressed), cmocka_unit_test(test_packed),
+		cmocka_unit_test(test_compressed), cmocka_unit_test(test_packed), cmocka_unit_test(test_resized),
+		cmocka_unit_test(test_grown_without_its_backing),
 		cmocka_unit_test(test_meta_clusters),
 	};
 
