@@ -132,7 +132,7 @@ CALLS = {"write": "pwrite64,pwritev2", "read": "pread64,preadv2", "sync": "fdata
 @pytest.mark.parametrize("what, error", [("write", "ENOSPC"), ("write", "EIO"), ("read", "EIO"), ("sync", "EIO"),
                                          ("zero", "ENOSPC")])
 def test_a_call_fails(daemon, tmp, monkeypatch, fmt, what, error):
-    assert fail_once(daemon, tmp, monkeypatch, fmt, CALLS[what], error, {"write": 17, "sync": 3, "zero": 1}.get(what, 5))
+    assert fail_once(daemon, tmp, monkeypatch, fmt, CALLS[what], error, {"write": 4, "sync": 2, "zero": 1}.get(what, 5))
 
 
 @pytest.mark.soak
