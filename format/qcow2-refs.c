@@ -18,8 +18,10 @@
 
 #include "format/qcow2-int.h"
 
-#define REFS_BYTES_MAX (1ull << 30)	/* 8 TiB at 64 KiB clusters */
-#define REFS_TABLES_MAX (1u << 23)
+#define REFS_BYTES_MAX (512ull << 20)	/* read in all: 3 TiB at 64 KiB clusters */
+#define REFS_CLUSTERS_MAX (1ull << 28)	/* of a file, holes included */
+#define REFS_TABLES_MAX (1u << 22)
+#define BITMAPS_MAX 65535u
 #define READERS 16u
 
 struct reader {
@@ -71,6 +73,20 @@ int refs_each_table(struct qcow2 *s, size_t n, uint64_t (*where)(const void *arg
 	return r.rc;
 }
 
+/* Bytes of metadata are about to be read. */
+static int spend(struct refs *r, uint64_t bytes)
+{
+	r->bytes_read += bytes;
+	return r->bytes_read > REFS_BYTES_MAX ? -E2BIG : 0;
+}
+
+bool refs_none(const struct refs *r, uint64_t first, uint64_t n)
+{
+	uint64_t from = max_u64(first, r->first), to = min_u64(first + n, r->first + r->n);
+
+	return from >= to || bytes_are_zero(r->count + (from - r->first), (to - from) * sizeof(*r->count));
+}
+
 /* -- counting -------------------------------------------------------------- */
 
 static inline void add_one(struct refs *r, uint64_t cluster, uint32_t times)
@@ -119,6 +135,8 @@ static int count_l2(void *arg, size_t i, const uint8_t *table)
 	unsigned entry_bytes = 1u << r->s->entry_shift;
 	bool external = r->s->has_data_file, active = t->index != REFS_NOT_ACTIVE;
 
+	if (bytes_are_zero(table, r->s->cluster_size))
+		return 0;
 	for (const uint8_t *p = table; p < end; p += entry_bytes) {
 		uint64_t e = get_be64(p), host = e & QCOW2_OFFSET, len;
 
@@ -165,7 +183,7 @@ static int note_table(struct refs *r, uint64_t host, uint32_t index)
 static int note_snapshot_tables(struct refs *r, uint64_t l1, uint64_t entries)
 {
 	uint8_t *p = malloc(1u << 20);
-	int rc = p ? 0 : -ENOMEM;
+	int rc = p ? spend(r, entries * 8) : -ENOMEM;
 
 	for (uint64_t at = 0, n; at < entries * 8 && !rc; at += n) {
 		n = min_u64(entries * 8 - at, 1u << 20);
@@ -209,6 +227,8 @@ int refs_init(struct refs *r, struct qcow2 *s)
 	int rc = 0;
 
 	*r = (struct refs){ .s = s, .clusters = DIV_ROUND_UP(s->file->size, s->cluster_size) };
+	if (r->clusters > REFS_CLUSTERS_MAX)
+		return -E2BIG;
 	for (uint32_t i = 0; i < s->h.l1_size && !rc; i++)
 		if (l1_entry(s, i) & QCOW2_OFFSET)
 			rc = note_table(r, l1_entry(s, i) & QCOW2_OFFSET, i);
@@ -254,13 +274,6 @@ static void count_own(struct refs *r)
 	}
 }
 
-/* Bytes of metadata are about to be read. */
-static int spend(struct refs *r, uint64_t bytes)
-{
-	r->bytes_read += bytes;
-	return r->bytes_read > REFS_BYTES_MAX ? -E2BIG : 0;
-}
-
 /* The bits that a bitmap table points to. */
 static int count_bitmap(struct refs *r, uint64_t table, uint64_t entries)
 {
@@ -292,10 +305,11 @@ static int count_bitmap(struct refs *r, uint64_t table, uint64_t entries)
 static int count_directory(struct refs *r, const uint8_t *dir, uint64_t bytes)
 {
 	uint64_t at = 0, len;
+	unsigned n = 0;
 	int rc = 0;
 
 	while (at < bytes && !rc) {
-		if (bytes - at < 24) {
+		if (bytes - at < 24 || n++ == BITMAPS_MAX) {
 			r->doubtful = true;
 			break;
 		}

@@ -2,7 +2,7 @@
 /* qcow2-refs: how often each cluster of an image is referred to, counted anew.
  *
  * What qcow2-repair.c compares the refcounts with.  A window of clusters is counted at a
- * time, so that memory is bounded by what the window has; an image of 1 TiB is one.
+ * time, so that memory is bounded (128 MiB); an image of 4 TiB, at 64 KiB clusters, is one.
  */
 #ifndef MERINO_QCOW2_REFS_H
 #define MERINO_QCOW2_REFS_H
@@ -13,7 +13,7 @@
 
 struct qcow2;
 
-#define REFS_WINDOW (1ull << 24)	/* clusters; a multiple of what a refcount block has */
+#define REFS_WINDOW (1ull << 26)	/* clusters; a multiple of what a refcount block has */
 #define REFS_MANY UINT16_MAX		/* this often, or more often */
 #define REFS_NOT_ACTIVE UINT32_MAX
 
@@ -52,6 +52,9 @@ static inline bool refs_in_window(const struct refs *r, uint64_t cluster)
 {
 	return cluster - r->first < r->n;
 }
+
+/* Nobody refers to any of N clusters from FIRST on, where the window has them. */
+bool refs_none(const struct refs *r, uint64_t first, uint64_t n);
 
 /* Reads N clusters, the I-th at where(ARG, I), several at a time, and calls FN for each:
  * in no order, but one at a time unless FN suspends. */

@@ -84,6 +84,8 @@ static int compare_block(void *arg, size_t i, const uint8_t *table)
 	uint64_t first = r->block[i] << s->ref_block_shift, n = 1ull << s->ref_block_shift;
 	int rc = 0;
 
+	if (refs_none(&r->refs, first, n) && bytes_are_zero(table, s->cluster_size))
+		return 0;
 	for (uint64_t k = 0; k < n && !rc; k++) {
 		uint64_t have = s->h.refcount_order == 4 ? get_be16(table + 2 * k)
 							 : refcount_entry(s, table, k);
@@ -103,12 +105,10 @@ static int missing_block(struct repair *r, uint64_t index)
 	uint64_t end = min_u64(first + (1ull << s->ref_block_shift), r->refs.first + r->refs.n);
 	int rc;
 
-	if (used >= end)
-		return 0;		/* behind the end of the file */
-	while (used < end && !refs_of(&r->refs, used))
-		used++;
-	if (used == end)
+	if (used >= end || refs_none(&r->refs, used, end - used))
 		return 0;
+	while (!refs_of(&r->refs, used))
+		used++;
 	if (used == first)		/* that is where a new block would lie */
 		return -EUCLEAN;
 	rc = refcount_make_block(s, first);
@@ -242,7 +242,7 @@ static void report(struct repair *r, int rc)
 
 	if (rc)
 		log_warning("the image was not closed, and could not be repaired; clusters may be leaked, see 'qemu-img check': image=%s error=%s",
-			    qcow2_name(s), strerror(-rc));
+			    qcow2_name(s), rc == -E2BIG ? "it has too many tables" : strerror(-rc));
 	else if (r->refs.doubtful)
 		log_warning("the image was not closed, and has damage that is not repaired; see 'qemu-img check': image=%s",
 			    qcow2_name(s));
