@@ -146,6 +146,8 @@ static int open_node(struct sink *k, const char *path, struct error *err)
 	json_object_object_add(o, "discard", json_object_new_string("unmap"));
 	json_object_object_add(o, "cache", cache);
 	json_object_object_add(cache, "no-flush", json_object_new_boolean(!k->o->onto || k->o->no_flush));
+	if (k->o->format != PULL_RAW)	/* who is killed here has told nobody that anything is stored */
+		json_object_object_add(o, "crash-log", json_object_new_string("off"));
 	json_object_object_add(o, "file", file);
 	json_object_object_add(file, "driver",
 			       json_object_new_string(device ? "host_device" : "file"));

@@ -132,6 +132,8 @@ static int sink_settle(struct sink *k, struct error *err)
 	node_use_drop(&k->use);
 	node_unref(k->node);
 	k->node = NULL;
+	if (k->graph.close_rc)
+		return error_errno(err, k->graph.close_rc, "%s: could not be closed", k->o->out);
 	rc = k->file && !k->o->no_flush ? io_fsync(k->file) : 0;
 	return rc < 0 ? error_errno(err, rc, "%s: flushing failed", k->o->out) : 0;
 }

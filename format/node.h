@@ -180,6 +180,7 @@ struct graph {
 	pthread_mutex_t lock;		/* control path only; never held across a suspend */
 	struct node *nodes;
 	unsigned next_auto;		/* number of the next "#block000" */
+	int close_rc;			/* of the first node that could not be closed cleanly: for tools */
 };
 
 void graph_init(struct graph *g);

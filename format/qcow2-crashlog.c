@@ -148,14 +148,17 @@ int crashlog_begin(struct qcow2 *s, struct error *err)
 	return rc ? error_errno(err, rc, "Could not update qcow2 header") : 0;
 }
 
-void crashlog_end(struct qcow2 *s, bool clean)
+int crashlog_end(struct qcow2 *s, bool clean)
 {
+	int rc = 0;
+
 	if (clean && s->begun) {
 		s->h.autoclear &= ~(uint64_t)QCOW2_OPEN;
 		qcow2_ext_drop(&s->h, QCOW2_EXT_OPEN);
-		clean = !qcow2_header_write(s);
+		rc = qcow2_header_write(s);
 	}
-	drop_log(s, clean);
+	drop_log(s, clean && !rc);
+	return rc;
 }
 
 static uint64_t used(const struct crashlog *l)

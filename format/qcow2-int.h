@@ -518,8 +518,8 @@ bool qcow2_is_clean(const struct qcow2 *s);		/* tables on storage are those in m
 int crashlog_options(struct qcow2 *s, struct json_object *opts, struct error *err);
 /* The image is open for writing from now on: the open bit, and a log if there may be one. */
 int crashlog_begin(struct qcow2 *s, struct error *err);
-/* It is not, any more.  CLEAN: tables and refcounts are durable. */
-void crashlog_end(struct qcow2 *s, bool clean);
+/* It is not, any more.  CLEAN: tables and refcounts are durable.  0, or why the header still says so. */
+int crashlog_end(struct qcow2 *s, bool clean);
 int crashlog_room_wait(struct qcow2 *s);
 bool crashlog_is_full(const struct qcow2 *s);
 void crashlog_note_l2(struct qcow2 *s, uint64_t guest, uint64_t count, uint64_t entry, uint64_t step,

@@ -327,7 +327,9 @@ static void qcow2_close(struct node *n)
 		rc = qcow2_flush_clean(s);
 	}
 	if (!n->read_only)
-		crashlog_end(s, !rc && !s->corrupt);
+		rc = crashlog_end(s, !rc && !s->corrupt) ?: rc;
+	if (rc && !n->graph->close_rc)
+		n->graph->close_rc = rc;
 	if (rc)
 		log_error("image could not be closed cleanly: image=%s error=%s", qcow2_name(s),
 			  strerror(-rc));
