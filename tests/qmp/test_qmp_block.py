@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lib import nbdproto, tools
+from lib import nbdproto, qcow2bytes, tools
 from lib.peer import Peer
 
 MIB = 1 << 20
@@ -163,3 +163,24 @@ def test_a_clients_own_mistake_is_no_error_of_storage(setup):
     setup.qmp.cmd("block-export-add", {"type": "nbd", "id": "e", "node-name": "q", "name": "q", "writable": True})
     assert setup.enter("q").call(nbdproto.CMD_WRITE, 8 * MIB, data=b"x" * 512).error
     assert setup.qmp.silent()
+
+
+# --- BLOCK_IMAGE_CORRUPTED
+
+
+@pytest.mark.merino_only            # QEMU ejects the disk: its query says no more then
+def test_damage_that_is_found_is_told_once(daemon, tmp):
+    """A guest cluster that lies on the L1 table: the write is refused, the image marked, the news told."""
+    path = tools.create(tmp / "a.qcow2", "4M")
+    tools.qemu_io(path, "write 0 64k")
+    qcow2bytes.put64(path, qcow2bytes.l2_entry_offset(path, 0), qcow2bytes.get(path, "l1_offset") | 1 << 63)
+    d = daemon.serve(path, name="q")
+    d.qmp.cmd("query-version")                           # events are for those who are there
+    c = d.enter("q")
+    for _ in range(2):
+        assert c.call(nbdproto.CMD_WRITE, 0, data=b"x" * 4096).error
+    data = d.qmp.event("BLOCK_IMAGE_CORRUPTED")["data"]
+    assert (data["device"], data["node-name"], data["fatal"]) == ("", "q", True) and data["msg"]
+    node, = [n for n in d.qmp.cmd("query-named-block-nodes") if n["node-name"] == "q"]
+    assert node["image"]["format-specific"]["data"]["corrupt"]
+    assert "BLOCK_IMAGE_CORRUPTED" not in [e["event"] for e in d.qmp.events]
