@@ -84,6 +84,7 @@ struct node_use {
 	struct node *node;
 	unsigned perm, shared;		/* enum node_perm */
 	bool linked;
+	bool job;			/* a job's: nobody makes its requests wait */
 	bool allow_inactive;		/* this user does without it: see activate.c */
 	char what[80];			/* "export 'x'", "node 'y' as 'backing'": for error texts */
 };

@@ -223,6 +223,25 @@ static int refuse_writers(const struct reopening *r, struct error *err)
 	return 0;
 }
 
+/* Its requests are not made to wait at a gate: they may be inside any node below. */
+static int refuse_jobs(const struct node *n, struct error *err)
+{
+	char what[sizeof(((struct node_use *)NULL)->what)] = "";
+	struct graph *g = n->graph;
+
+	pthread_mutex_lock(&g->lock);
+	for (struct node *p = g->nodes; p; p = p->next) {
+		if (p->loop != n->loop || !is_below(p, n))
+			continue;
+		for (struct node_use *u = p->uses; u; u = u->next) {
+			if (u->job)
+				strcpy(what, u->what);
+		}
+	}
+	pthread_mutex_unlock(&g->lock);
+	return *what ? error_set(err, -EBUSY, "Node '%s' is busy: %s works with it", n->name, what) : 0;
+}
+
 static int take_all(struct reopening *r, struct json_object *opts, struct error *err)
 {
 	const char *driver = json_object_get_string(json_object_object_get(opts, "driver"));
@@ -403,7 +422,9 @@ int node_reopen(struct node *n, struct json_object *opts, struct error *err)
 		return error_set(err, -EIO, "Node '%s' could not be opened again before", n->name);
 	if (n->inactive)
 		return error_set(err, -EPERM, "Node '%s' is inactive", n->name);
-	rc = take_all(&r, opts, err);
+	rc = refuse_jobs(n, err);
+	if (!rc)
+		rc = take_all(&r, opts, err);
 	if (!rc)
 		rc = apply(&r, err);
 	for (unsigned c = 0; c < CHILD_COUNT; c++)

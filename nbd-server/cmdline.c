@@ -198,7 +198,7 @@ const struct option_def cmdline_options[] = {
 	  "may be repeated", .run = nbd_server_start_keyval,
 	  .member = "nbd-servers", .list = true },
 	{ "object", 0, "CLASS,id=ID,...", "make an object, as QMP's object-add: tls-creds-x509, tls-creds-psk,\n"
-	  "authz-list, authz-listfile, authz-simple, secret",
+	  "authz-list, authz-listfile, authz-simple, secret, throttle-group, iothread",
 	  .run = run_object, .implied = "qom-type", .member = "objects", .list = true,
 	  .private = true },
 	{ .help = "The process:" },

@@ -189,9 +189,8 @@ static int set_threshold_on_loop(struct node *n, void *arg, struct error *err)
 
 COMMAND(command_write_threshold)
 {
-	struct json_object *v = json_object_object_get(args, "write-threshold");
 	const char *name = qmp_str(args, "node-name");
-	uint64_t threshold = json_object_get_uint64(v);
+	uint64_t threshold = qmp_u64(args, "write-threshold");
 	struct node *n = command_node_find(name);
 	int rc;
 

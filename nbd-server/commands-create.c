@@ -117,13 +117,6 @@ struct creation {
 	struct error bad;		/* found before the job began; code 0: nothing */
 };
 
-static uint64_t number(struct json_object *o, const char *key)
-{
-	struct json_object *v;
-
-	return json_object_object_get_ex(o, key, &v) ? json_object_get_uint64(v) : 0;
-}
-
 /* The index of O's KEY in NAMES. */
 static int choice(struct json_object *o, const char *key, const char *const *names)
 {
@@ -150,7 +143,7 @@ static int create_file(struct job *j, struct error *err)
 	int mode = choice(o, "preallocation", preallocations);
 	struct file_create f = {
 		.filename = qmp_str(o, "filename"),
-		.size = number(o, "size"),
+		.size = qmp_u64(o, "size"),
 		.preallocation = modes[mode],
 		.nocow = qmp_bool(o, "nocow", false),
 		.go_on = still_wanted,
@@ -167,14 +160,14 @@ static int create_file(struct job *j, struct error *err)
 
 static int check_qcow2(struct json_object *o, struct error *err)
 {
-	if (number(o, "size") % 512)
+	if (qmp_u64(o, "size") % 512)
 		return error_set(err, -EINVAL, "Image size must be a multiple of 512 bytes");
-	if (number(o, "cluster-size") > UINT32_MAX ||
-	    (json_object_object_get_ex(o, "cluster-size", NULL) && !number(o, "cluster-size")))
+	if (qmp_u64(o, "cluster-size") > UINT32_MAX ||
+	    (json_object_object_get_ex(o, "cluster-size", NULL) && !qmp_u64(o, "cluster-size")))
 		return error_set(err, -EINVAL,
 				 "Cluster size must be a power of two between 512 and 2048k");
-	if (number(o, "refcount-bits") > 64 ||
-	    (json_object_object_get_ex(o, "refcount-bits", NULL) && !number(o, "refcount-bits")))
+	if (qmp_u64(o, "refcount-bits") > 64 ||
+	    (json_object_object_get_ex(o, "refcount-bits", NULL) && !qmp_u64(o, "refcount-bits")))
 		return error_set(err, -EINVAL,
 				 "Refcount width must be a power of two and may not exceed 64 bits");
 	return 0;
@@ -184,10 +177,10 @@ static int make_qcow2(struct creation *c, void *arg, struct error *err)
 {
 	struct json_object *o = c->options;
 	struct qcow2_create q = {
-		.size = number(o, "size"),
+		.size = qmp_u64(o, "size"),
 		.version = qmp_str(o, "version") && !choice(o, "version", versions) ? 2 : 3,
-		.cluster_size = (uint32_t)number(o, "cluster-size"),
-		.refcount_bits = (uint32_t)number(o, "refcount-bits"),
+		.cluster_size = (uint32_t)qmp_u64(o, "cluster-size"),
+		.refcount_bits = (uint32_t)qmp_u64(o, "refcount-bits"),
 		.lazy_refcounts = qmp_bool(o, "lazy-refcounts", false),
 		.zstd = choice(o, "compression-type", compressions) == 1,
 		.extended_l2 = qmp_bool(o, "extended-l2", false),
@@ -206,16 +199,16 @@ static int make_qcow2(struct creation *c, void *arg, struct error *err)
 
 static int create_qcow2(struct job *j, struct error *err)
 {
-	struct node_use file = { 0 }, data = { 0 };
+	struct node_use file = { .job = true }, data = { .job = true };
 	struct creation *c = j->data;
 	int rc = check_qcow2(c->options, err);
 
 	if (!rc)
-		rc = node_use_add(&file, c->file, PERM_WRITE | PERM_RESIZE, PERM_ALL, err,
-				  "job '%s'", j->id);
+		rc = node_use_add(&file, c->file, PERM_WRITE | PERM_RESIZE,
+				  PERM_ALL & ~PERM_RESIZE, err, "job '%s'", j->id);
 	if (!rc && c->data)
-		rc = node_use_add(&data, c->data, PERM_WRITE | PERM_RESIZE, PERM_ALL, err,
-				  "job '%s'", j->id);
+		rc = node_use_add(&data, c->data, PERM_WRITE | PERM_RESIZE,
+				  PERM_ALL & ~PERM_RESIZE, err, "job '%s'", j->id);
 	if (!rc)
 		rc = make_qcow2(c, j, err);
 	node_use_drop(&data);

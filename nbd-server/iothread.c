@@ -105,6 +105,14 @@ struct json_object *iothread_query(void)
 	return list;
 }
 
+void iothreads_each(void (*fn)(void *arg), void *arg)
+{
+	for (unsigned i = 0; i < IOTHREADS_MAX; i++) {
+		if (threads[i].loop)
+			loop_call(threads[i].loop, fn, arg);
+	}
+}
+
 void iothreads_end(void)
 {
 	for (unsigned i = 0; i < IOTHREADS_MAX; i++) {

@@ -15,6 +15,9 @@ struct loop *iothread_loop(const char *id, struct error *err);
 /* query-iothreads: an array. */
 struct json_object *iothread_query(void);
 
+/* Runs FN on each of their loops, one after another.  Coroutine. */
+void iothreads_each(void (*fn)(void *arg), void *arg);
+
 /* At the end of the process, when no node is left. */
 void iothreads_end(void);
 

@@ -58,6 +58,18 @@ bool qmp_bool(struct json_object *args, const char *name, bool absent)
 	return json_object_object_get_ex(args, name, &v) ? json_object_get_boolean(v) : absent;
 }
 
+/* json-c's own conversion makes 0 of a negative number. */
+uint64_t qmp_u64(struct json_object *args, const char *name)
+{
+	struct json_object *v;
+	int64_t n;
+
+	if (!json_object_object_get_ex(args, name, &v))
+		return 0;
+	n = json_object_get_int64(v);
+	return n < 0 ? (uint64_t)n : json_object_get_uint64(v);
+}
+
 /* -- checks ----------------------------------------------------------------- */
 
 static bool has_type(struct json_object *v, enum qmp_type type)

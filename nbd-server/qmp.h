@@ -9,6 +9,7 @@
 #define MERINO_QMP_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "common/error.h"
 
@@ -115,5 +116,7 @@ extern struct qmp_fds *qmp_received;
 /* A string member of checked arguments; NULL when absent.  Belongs to ARGS. */
 const char *qmp_str(struct json_object *args, const char *name);
 bool qmp_bool(struct json_object *args, const char *name, bool absent);
+/* A QMP_UINT; 0 when absent.  A negative number is what it is modulo 2^64, as in QEMU. */
+uint64_t qmp_u64(struct json_object *args, const char *name);
 
 #endif

@@ -17,6 +17,7 @@
 #include "common/loop.h"
 #include "format/node.h"
 #include "nbd-server/daemon.h"
+#include "nbd-server/iothread.h"
 
 /* The directory of an image; of a device, itself. */
 static int allow_node(const struct node *n, struct error *err)
@@ -74,6 +75,8 @@ int sandbox_finish(const struct sandbox *s, struct error *err)
 		sandbox_allow_all(c.ruleset);
 	for (unsigned i = 0; i < the_daemon.n_disk_loops && !c.rc; i++)
 		loop_call(the_daemon.disk_loops[i], shut_this_loop, &c);
+	if (!c.rc)
+		iothreads_each(shut_this_loop, &c);
 	if (!c.rc)
 		shut_this_loop(&c);
 	close(c.ruleset);

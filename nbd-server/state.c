@@ -17,6 +17,7 @@ enum effect {
 	REPLACE,			/* "options" is a list of what ADD would be given */
 	REMOVE,
 	CLEAR,				/* all listeners, all exports */
+	ACTIVE,				/* blockdev-set-active */
 	MOVE,				/* qom-set of an export's drive: another node */
 };
 
@@ -32,6 +33,7 @@ static const struct recorded {
 	{ "blockdev-add", ADD, STATE_NODE },
 	{ "blockdev-reopen", REPLACE, STATE_NODE },
 	{ "blockdev-del", REMOVE, STATE_NODE },
+	{ "blockdev-set-active", ACTIVE, STATE_NODE },
 	{ "nbd-server-start", ADD, STATE_SERVER },
 	{ "nbd-server-stop", CLEAR, STATE_SERVER },
 	{ "block-export-add", ADD, STATE_EXPORT },
@@ -173,6 +175,14 @@ int state_put(struct json_object *list, enum state_kind kind, const char *key,
 
 /* -- what cannot be kept --------------------------------------------------------- */
 
+/* An address {"type":"fd","str":…}: nbd's server. */
+static bool is_fd_address(struct json_object *o)
+{
+	const char *type = string_in(o, "type");
+
+	return type && !strcmp(type, "fd") && string_in(o, "str");
+}
+
 static bool has_passed_descriptor(struct json_object *o)
 {
 	if (json_object_is_type(o, json_type_string))
@@ -185,6 +195,8 @@ static bool has_passed_descriptor(struct json_object *o)
 	}
 	if (!json_object_is_type(o, json_type_object))
 		return false;
+	if (is_fd_address(o))
+		return true;
 	json_object_object_foreach(o, key, value) {
 		(void)key;
 		if (has_passed_descriptor(value))
@@ -233,7 +245,8 @@ static int change_add(struct json_object *graph, enum state_kind kind, struct js
 	if (what)
 		rc = error_set(err, -ENOTSUP, "%s '%s' is made of %s, which --state cannot keep; "
 			       "give it in the configuration", kinds[kind].name, key ? key : "", what);
-	else if (key && state_put(graph, kind, key, args))
+	else if (key && (state_put(graph, kind, key, args) ||
+			 (kind == STATE_EXPORT && state_activate_for(graph, args))))
 		rc = error_set(err, -ENOMEM, "Out of memory");
 	free(key);
 	return rc;		/* without a key the command will be refused */
@@ -335,6 +348,14 @@ static int change_move(struct json_object *graph, struct json_object *args, stru
 	return rc;
 }
 
+static int change_active(struct json_object *graph, struct json_object *args, struct error *err)
+{
+	bool active = json_object_get_boolean(json_object_object_get(args, "active"));
+
+	return state_set_active(graph, string_in(args, "node-name"), active)
+		? error_set(err, -ENOMEM, "Out of memory") : 0;
+}
+
 static int change(const struct recorded *r, struct json_object *args, struct state_change *c,
 		  struct error *err)
 {
@@ -343,6 +364,8 @@ static int change(const struct recorded *r, struct json_object *args, struct sta
 		return change_add(c->next, r->kind, args, err);
 	case REPLACE:
 		return change_replace(c->next, r->kind, args, err);
+	case ACTIVE:
+		return change_active(c->next, args, err);
 	case REMOVE:
 		change_remove(c->next, r->kind, args, c);
 		return 0;

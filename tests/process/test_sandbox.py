@@ -162,12 +162,12 @@ def test_without_a_monitor_it_shuts_itself_in(daemon, tmp, engine, monkeypatch):
     monkeypatch.setenv("MERINOD_WRAPPER", f"{tools.need('strace')} -D -f -qq -o {calls} "
                                           "-e trace=landlock_restrict_self,openat,unlink,unlinkat")
     path = image(tmp, backing=tools.create(tmp / "base.qcow2", "1M"))
-    d = daemon.start("--loops", "2", *disk_args(path), monitor=False)
+    d = daemon.start("--loops", "2", "--object", "iothread,id=t", *disk_args(path), monitor=False)
     shut_in = re.findall(r"^(\d+) +landlock_restrict_self\(.*= 0$", calls.read_text(), re.M)
     tasks = [t for t in pathlib.Path(f"/proc/{d.proc.pid}/task").iterdir()
              if not (t / "comm").read_text().startswith("iou-")]
-    assert len(shut_in) == 3 and set(shut_in) <= {t.name for t in tasks}
-    assert len(tasks) == 3 or sanitized()                # which may have a thread of its own
+    assert len(shut_in) == 4 and set(shut_in) <= {t.name for t in tasks}
+    assert len(tasks) == 4 or sanitized()                # which may have a thread of its own
     h = d.libnbd()
     h.pwrite(b"z" * 65536, 0)
     h.zero(65536, 65536)

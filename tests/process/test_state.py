@@ -443,3 +443,61 @@ def test_killed_under_a_client(kept):
 @pytest.mark.timeout(900)
 def test_killed_under_a_client_often(kept):
     assert kill_and_start(kept, 200)[100] < 1
+
+
+@pytest.mark.parametrize("which", ["v", None])
+def test_an_inactive_node_stays_inactive(kept, which):
+    """It was handed to another process: a restart must not take it back."""
+    d = kept.start()
+    path = kept.image()
+    d.qmp.cmd("blockdev-add", {"driver": "file", "node-name": "f", "filename": path})
+    d.qmp.cmd("blockdev-add", {"driver": "qcow2", "node-name": "v", "file": "f"})
+    d.qmp.cmd("block-export-add", export("v", **{"allow-inactive": True}))
+    d.qmp.cmd("blockdev-set-active", {"active": False} | ({"node-name": which} if which else {}))
+    d.kill()
+    d = kept.start()
+    assert {n["node-name"]: n["active"] for n in d.qmp.cmd("query-named-block-nodes")} == {"v": False, "f": False}
+    tools.qemu_io(path, "write -P 7 0 64k")              # no lock is in the way
+    d.qmp.cmd("blockdev-set-active", {"node-name": "v", "active": True})
+    assert d.libnbd("v").pread(2, 0) == b"\x07\x07"
+    d.stop()
+    d = kept.start()
+    assert {n["node-name"]: n["active"] for n in d.qmp.cmd("query-named-block-nodes")} == {"v": True, "f": True}
+    d.libnbd("v").pwrite(b"w" * 512, 0)
+
+
+def test_what_something_active_uses_stays_active(kept):
+    """Two overlays on one base: it goes with the last of them, or with an export that needs its node."""
+    d = kept.start()
+    base = kept.image("base.qcow2")
+    d.qmp.cmd("blockdev-add", node(base, "base", **{"read-only": True}))
+    for name in ("a", "b"):
+        d.qmp.cmd("blockdev-add", node(kept.image(f"{name}.qcow2", None, backing=base), name, backing="base"))
+
+    def active():
+        return {n["node-name"] for n in d.qmp.cmd("query-named-block-nodes")
+                if n["active"] and not n["node-name"].startswith("#")}
+
+    d.qmp.cmd("blockdev-set-active", {"node-name": "a", "active": False})
+    d.kill()
+    d = kept.start()
+    assert active() == {"b", "base"}
+    d.qmp.cmd("blockdev-set-active", {"node-name": "b", "active": False})
+    assert active() == set()
+    d.kill()
+    d = kept.start()
+    assert active() == set()
+    d.qmp.cmd("block-export-add", export("a"))           # makes its node active
+    d.kill()
+    d = kept.start()
+    assert active() == {"a", "base"}
+    d.qmp.cmd("block-export-del", {"id": "a"})
+    d.kill()
+    d = kept.start()
+    assert active() == {"a", "base"}
+
+
+def test_a_passed_connection_is_not_kept(kept):
+    d = kept.start()
+    refused = d.qmp.error("blockdev-add", {"driver": "nbd", "node-name": "n", "server": {"type": "fd", "str": "0"}})
+    assert "a passed descriptor" in refused[1]

@@ -135,3 +135,38 @@ def test_results_are_as_the_schema_says(bare, tmp):
     bare.qmp.cmd("blockdev-create", arguments)
     assert states(bare, "j", 5) == GOOD
     assert schema.faults(bare.qmp.cmd("query-jobs"), schema.commands["query-jobs"]["ret-type"]) == []
+
+
+@pytest.mark.merino_only
+def test_nodes_that_a_job_works_with_are_not_changed(bare, tmp):
+    """Its requests are inside of drivers that a reopening would free."""
+    q = bare.qmp
+    (tmp / "f").touch()
+    for group, rate in (("slow", MIB), ("fast", 1 << 40)):
+        q.cmd("object-add", {"qom-type": "throttle-group", "id": group, "limits": {"bps-total": rate}})
+    q.cmd("blockdev-add", {"driver": "file", "node-name": "f", "filename": str(tmp / "f")})
+    other = {"driver": "throttle", "node-name": "t", "file": "f", "throttle-group": "fast"}
+    q.cmd("blockdev-add", {**other, "throttle-group": "slow"})
+    q.cmd("blockdev-create", {"job-id": "j", "options": {
+        "driver": "qcow2", "file": "t", "size": 64 * MIB, "preallocation": "full"}})
+    assert states(bare, "j", 2) == ["created", "running"]
+    assert q.error("blockdev-reopen", {"options": [other]})[1] == "Node 't' is busy: job 'j' works with it"
+    assert q.error("blockdev-reopen", {"options": [{"driver": "file", "node-name": "f", "filename": str(tmp / "f")}]})[1] == (
+        "Node 'f' is busy: job 'j' works with it")
+    assert "job 'j'" in q.error("block_resize", {"node-name": "t", "size": MIB})[1]
+    assert "in use" in q.error("blockdev-del", {"node-name": "t"})[1]
+    q.cmd("job-cancel", {"id": "j"})
+    assert states(bare, "j", 2) == ["aborting", "concluded"]
+    q.cmd("blockdev-reopen", {"options": [other]})
+    q.cmd("object-del", {"id": "slow"})
+
+
+@pytest.mark.parametrize("size", [-1, -512, -(1 << 63), (1 << 64) - 512])
+@pytest.mark.parametrize("driver", ["file", "qcow2"])
+def test_sizes_that_no_file_has(bare, tmp, driver, size):
+    """A negative one is what QEMU makes of it, and never zero."""
+    (tmp / "a").write_bytes(bytes(512))
+    if driver == "qcow2":
+        bare.qmp.cmd("blockdev-add", {"driver": "file", "node-name": "f", "filename": str(tmp / "a")})
+    where = {"filename": str(tmp / "a")} if driver == "file" else {"file": "f"}
+    assert failure(bare, driver=driver, size=size, **where)
