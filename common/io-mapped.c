@@ -108,8 +108,9 @@ static int allocate(int fd, size_t len)
 	return 0;
 }
 
-static int map_new(const char *path, size_t len, uint8_t **mem)
+static int map_new(struct io_mapped *m, const char *path, size_t len)
 {
+	struct stat st;
 	int fd, rc;
 
 	if (unlink(path) < 0 && errno != ENOENT)
@@ -117,10 +118,12 @@ static int map_new(const char *path, size_t len, uint8_t **mem)
 	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOATIME, 0600);
 	if (fd < 0)
 		return -errno;
-	rc = allocate(fd, len);
+	rc = fstat(fd, &st) < 0 ? -errno : allocate(fd, len);
 	if (!rc) {
-		*mem = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-		rc = *mem == MAP_FAILED ? -errno : 0;
+		m->mem = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		rc = m->mem == MAP_FAILED ? -errno : 0;
+		m->dev = st.st_dev;
+		m->ino = st.st_ino;
 	}
 	close(fd);
 	if (rc)
@@ -137,7 +140,7 @@ int io_sys_mapped_make(struct io_file *f, const char *dir, size_t len, struct io
 
 	if (!rc) {
 		m->path = strdup(path);
-		rc = m->path ? map_new(path, len, &m->mem) : -ENOMEM;
+		rc = m->path ? map_new(m, path, len) : -ENOMEM;
 	}
 	if (rc) {
 		if (m)
@@ -198,10 +201,19 @@ int io_sys_mapped_read(struct io_file *f, const char *dir, size_t len, uint8_t *
 	return rc;
 }
 
+/* When the image was moved away and another one opened in its place, the file there is
+ * that one's. */
+static bool is_still_there(const struct io_mapped *m)
+{
+	struct stat st;
+
+	return !lstat(m->path, &st) && st.st_dev == m->dev && st.st_ino == m->ino;
+}
+
 void io_sys_mapped_end(struct io_mapped *m, bool remove)
 {
 	munmap(m->mem, m->len);
-	if (remove)
+	if (remove && is_still_there(m))
 		unlink(m->path);
 	free(m->path);
 	free(m);

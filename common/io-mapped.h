@@ -27,6 +27,7 @@ struct io_mapped {
 	uint8_t *mem;
 	size_t len;
 	char *path;
+	uint64_t dev, ino;		/* of the file: PATH may be another's by now */
 	void *sim;			/* io-sim.c's own */
 };
 

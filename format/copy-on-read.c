@@ -231,14 +231,15 @@ static int cor_discard(struct node *n, uint64_t off, uint64_t len)
 	return rc;
 }
 
-/* Stores what the guest sees anyway: no reader minds. */
+/* Stores what the guest sees anyway: no reader minds.  A writer beside us does: his
+ * data could come between our reading and our storing. */
 static void cor_child_perm(struct node *n, enum node_child c, unsigned perm, unsigned shared,
 			   unsigned *cperm, unsigned *cshared)
 {
 	bool stores = n->child[c] && !n->child[c]->read_only;
 
 	*cperm = perm | PERM_CONSISTENT_READ | (stores ? PERM_WRITE_UNCHANGED : 0);
-	*cshared = shared | PERM_WRITE_UNCHANGED;
+	*cshared = (stores ? shared & ~(unsigned)PERM_WRITE : shared) | PERM_WRITE_UNCHANGED;
 }
 
 static const char *const cor_options[] = { "file", "bottom", NULL };

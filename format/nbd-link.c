@@ -401,6 +401,8 @@ int nbd_link_run(struct nbd_link *l, struct nbd_request *rq)
 	rq->done = rq->lost = rq->wiped = rq->has_status = false;
 	rq->rc = 0;
 	rq->filled = 0;
+	if (rq->x)			/* a lost link may have told a part */
+		rq->x->n = 0, rq->x->total = 0;
 	if (l->dead)
 		return -ECONNRESET;
 	request_add(l, rq);

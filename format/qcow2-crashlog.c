@@ -4,7 +4,7 @@
  * A ring.  From half full on, a flush is under way that makes room; from three
  * quarters on, who wants to change a mapping waits for it before it writes its data
  * (crashlog_room()).  The last quarter is for those who are past that point: each
- * needs two records at most, and a loop serves no more than 4,096 requests at a time.
+ * needs four records at most, and a loop serves no more than 4,096 requests at a time.
  *
  * Opening:  log made, then the header (nonce, then bit), then the first change.
  * Closing:  tables durable, then the bit goes from the header, then the log.

@@ -285,8 +285,11 @@ static void publish_fill(struct qcow2 *s, struct slice *sl, const struct fill *f
 		qcow2_publish(s, sl, f->guest, count, entry, s->cluster_size, 0);
 		return;
 	}
-	for (uint64_t c = f->guest; c < f->end; c += s->cluster_size, entry += s->cluster_size)
-		qcow2_publish(s, sl, c, 1, entry, 0, filled_bits(s, sl, f, c));
+	/* All clusters but the first and the last are alike: three records at most. */
+	for (uint64_t c = f->guest, n; c < f->end; c += n << s->cluster_bits, entry += n << s->cluster_bits) {
+		n = c > f->guest && c + 2 * s->cluster_size <= f->end ? ((f->end - c) >> s->cluster_bits) - 1 : 1;
+		qcow2_publish(s, sl, c, n, entry, n > 1 ? s->cluster_size : 0, filled_bits(s, sl, f, c));
+	}
 }
 
 void qcow2_drop_old(struct qcow2 *s, const struct run *r, uint64_t off, uint64_t count)
@@ -346,7 +349,7 @@ static int write_new(struct qcow2 *s, struct slice *sl, const void *buf, uint64_
 		return rc;
 	}
 	publish_fill(s, sl, &f);
-	if (!stays(r))
+	if (!stays(r) && !s->has_data_file)	/* there the new place is the old one */
 		qcow2_drop_old(s, r, off, count);
 	return 0;
 }

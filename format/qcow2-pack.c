@@ -104,6 +104,7 @@ static void take_back(struct qcow2 *s, uint64_t host, size_t n)
 
 	clusters_of(s, host, n, &first, &count);
 	s->pack.next = 0;
+	s->pack.avoided++;		/* who is about to append there looks again */
 	qcow2_unref_now(s, first, count);
 }
 

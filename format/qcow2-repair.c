@@ -160,7 +160,9 @@ static bool wrong_flag(const struct repair *r, uint64_t entry)
 
 	if (!cluster || entry & QCOW2_COMPRESSED || !refs_in_window(&r->refs, cluster))
 		return false;
-	return (refs_of(&r->refs, cluster) == 1) != !!(entry & QCOW2_COPIED);
+	if (refs_of(&r->refs, cluster) == 1)	/* in doubt somebody else has it, too */
+		return !(entry & QCOW2_COPIED) && !r->refs.doubtful;
+	return entry & QCOW2_COPIED;
 }
 
 static uint64_t where_l2(const void *arg, size_t i)

@@ -336,8 +336,13 @@ static int close_and_open(struct reopening *r, struct error *err)
 	struct node *n = r->node, *old_child[CHILD_COUNT], old_flags = { 0 };
 	struct error again = ERROR_INIT;
 	uint64_t size = n->size;
-	int rc;
+	int rc = 0;
 
+	/* Who gives up writing is told when what he wrote cannot be stored. */
+	if (r->settings.read_only && !n->read_only)
+		rc = node_flush(n);
+	if (rc)
+		return error_errno(err, rc, "Could not flush node '%s'", n->name);
 	copy_flags(&old_flags, n);
 	for (unsigned c = 0; c < CHILD_COUNT; c++)
 		old_child[c] = n->child[c] ? node_ref(n->child[c]) : NULL;

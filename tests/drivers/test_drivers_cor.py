@@ -146,3 +146,12 @@ def test_a_bitmap_below_a_filter_is_found(daemon, tmp):
     c = d.enter(contexts=["qemu:dirty-bitmap:b"])
     c.write(70000, b"x" * 10)
     assert [(n, flags) for _, n, flags in c.status_all()] == [(65536, 0), (65536, 1), (SIZE - 131072, 0)]
+
+
+@pytest.mark.merino_only
+def test_no_other_writer_beside_it(daemon, tmp):
+    """A write past the filter, between its reading and its storing, would be lost."""
+    d = serve(daemon, chain(tmp, ["write -P 1 0 1M"], []))
+    assert d.qmp.error("block-export-add", {"type": "nbd", "id": "e", "node-name": "n1", "writable": True})[1] == (
+        "Conflicts with use by node 'disk' as 'file', which does not allow 'write' on n1")
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "e", "node-name": "n1", "writable": False})

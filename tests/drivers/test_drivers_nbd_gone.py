@@ -138,6 +138,29 @@ def test_dies_in_an_answer(daemon, tmp):
         assert s.connections == 2
 
 
+def test_dies_in_a_map(daemon, tmp):
+    """What came of the extents before the link was lost is not taken for the start of those that come after."""
+    class Short(Server):
+        def status(self, context, offset, length):
+            return [(1 << 20, 3), (1 << 20, 0), (length - (2 << 20), 3)] if offset == 0 else [(length, 3)]
+
+        def chunk(self, s, cookie, kind, payload, done=False):
+            if kind == 5 and self.connections == 1:
+                s.sendall(b"\x66\x8e\x33\xef" + bytes([0, 0, 0, 5]) + cookie.to_bytes(8, "big")
+                          + len(payload).to_bytes(4, "big") + payload[:12])
+                s.shutdown(2)
+                return
+            Server.chunk(self, s, cookie, kind, payload, done)
+
+    with Short(tmp / "s", SIZE) as s:
+        d = serve(daemon, node(s.path, "reconnect-delay=20,read-only=on", ""), writable=False)
+        h = d.libnbd(contexts=["base:allocation"])
+        found = []
+        h.block_status(SIZE, 0, lambda name, offset, entries, error: found.extend(entries))
+        assert found == [1 << 20, 3, 1 << 20, 0, SIZE - (2 << 20), 3]
+        assert s.connections == 2
+
+
 def test_open_timeout(daemon, tmp):
     """The server comes half a second later than we do."""
     servers = []

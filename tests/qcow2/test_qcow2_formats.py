@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from lib import differential, pattern, tools
+from lib import differential, pattern, qcow2bytes, tools
 from lib.nbdproto import CMD_WRITE
 
 K, M = 1 << 10, 1 << 20
@@ -130,6 +130,25 @@ def test_data_file_that_stays_raw(daemon, tmp):
     model = bytearray(4 * M)
     work(daemon, path, model, 5, 65536, 400)
     assert pattern.first_difference((tmp / "d.raw").read_bytes(), model) is None
+
+
+def test_data_file_with_entries_without_the_copied_flag(daemon, tmp):
+    """A write to such a cluster stays: its old place, which a discard would empty, is the new one."""
+    path = tools.create(tmp / "a.qcow2", 2 * M, data_file=tmp / "d.raw")
+    tools.qemu_io(path, "write -P 1 0 256k")
+    for guest in range(1, 4):
+        at = qcow2bytes.l2_entry_offset(path, guest * 65536)
+        qcow2bytes.put64(path, at, qcow2bytes.get64(path, at) & ~(1 << 63))
+    d = daemon.serve(path, blockdev="discard=unmap")
+    h = d.libnbd()
+    h.pwrite(b"\2" * 4096, 70000)
+    h.pwrite(b"\3" * 65536, 131072)
+    want = bytearray(b"\1" * 262144)
+    want[70000:74096] = b"\2" * 4096
+    want[131072:196608] = b"\3" * 65536
+    assert h.pread(262144, 0) == want
+    d.stop()
+    assert tools.content(path)[:262144] == want
 
 
 def test_data_file_by_option(daemon, tmp):

@@ -200,3 +200,16 @@ def test_leaks_of_every_kind_are_freed_and_nothing_else(daemon, tmp):
     tools.run("qemu-img", "snapshot", "-a", "two", image)
     tools.check(image)
     assert tools.content(image) == old
+
+
+def test_an_image_in_the_place_of_one_that_is_open(daemon, image, tmp):
+    """The log of the newer one stays when the older one is closed."""
+    older = daemon.serve(image)
+    os.rename(image, tmp / "moved")
+    tools.create(image, 16 * M)
+    newer = daemon.serve(image)
+    newer.libnbd().pwrite(b"a" * 65536, 0)
+    older.stop()
+    assert log_of(image).exists()
+    newer.kill()
+    assert read_back(daemon, image, [b"a" * 65536])[0] == [True]

@@ -116,3 +116,25 @@ def test_inactive_nodes_are_not_reopened_or_resized(disk):
     set_active(disk, False)                              # twice is nothing
     disk.qmp.cmd("blockdev-del", {"node-name": "q"})
     tools.check(disk.image)
+
+
+def test_what_cannot_be_stored_is_not_handed_over(daemon, tmp):
+    """The tables cannot be written: the image stays ours, and says so."""
+    d = daemon.start()
+    d.image = tools.create(tmp / "a.qcow2", "4M")
+    debug = {"driver": "blkdebug", "node-name": "b", "image": "f"}
+    d.qmp.cmd("blockdev-add", {"driver": "file", "node-name": "f", "filename": d.image})
+    d.qmp.cmd("blockdev-add", debug)
+    d.qmp.cmd("blockdev-add", {"driver": "qcow2", "node-name": "q", "file": "b"})
+    export(d, **{"allow-inactive": True})
+    c = d.enter("q")
+    c.write(MIB, b"mine" * 1024)
+    full = {**debug, "inject-error": [{"event": "none", "iotype": "write", "errno": 28}]}
+    d.qmp.cmd("blockdev-reopen", {"options": [full]})
+    assert d.qmp.error("blockdev-set-active", {"node-name": "q", "active": False})[1] == (
+        "Could not flush node 'q': No space left on device")
+    assert nodes(d)["q"] == (True, False)
+    assert c.read(MIB, 4) == b"mine"
+    d.qmp.cmd("blockdev-reopen", {"options": [debug]})
+    set_active(d, False)
+    tools.qemu_io(d.image, "read -P 0x6d 1M 1")
