@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/authz.h"
 #include "common/log.h"
 #include "nbd-server/cmdline-int.h"
 #include "nbd-server/commands.h"
@@ -67,6 +68,10 @@ static int allow_setting(const struct setting *s, struct json_object *o, struct 
 		return allow_string(o, "crash-log-dir", false, ALLOW_READ | ALLOW_WRITE, err);
 	if (strcmp(s->def->name, "object"))
 		return 0;
+	/* A list that is renamed over the old one is another file: by its directory. */
+	if (!strcmp(json_object_get_string(json_object_object_get(o, "qom-type")) ?: "",
+		    authz_listfile_class.name))
+		return allow_string(o, "filename", true, ALLOW_READ, err);
 	rc = allow_string(o, "dir", false, ALLOW_READ, err);
 	if (!rc)
 		rc = allow_string(o, "file", false, ALLOW_READ, err);

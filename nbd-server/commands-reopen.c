@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "common/io.h"
+#include "common/log.h"
 #include "common/loop.h"
 #include "common/options.h"
 #include "format/node.h"
@@ -39,6 +40,7 @@ struct item {
 	struct json_object *opts, *former;
 	struct node *kids[CHILD_COUNT];	/* references: nothing of the former goes before the end */
 	bool read_only;			/* what is asked for */
+	bool was_active;
 	struct error *err;
 	int rc;
 };
@@ -273,6 +275,13 @@ static void activate_on_loop(void *arg)
 	i->rc = node_set_active(i->node, true, i->err);
 }
 
+static void note_on_loop(void *arg)
+{
+	struct item *i = arg;
+
+	i->was_active = !i->node->inactive;
+}
+
 /* Of all nodes, those go by themselves that no other needs. */
 static void deactivate_on_loop(void *arg)
 {
@@ -294,13 +303,34 @@ static int activate_all(struct item *v, size_t n, struct error *err)
 	return 0;
 }
 
-static int deactivate_all(struct item *v, size_t n, struct error *err)
+/* What had gone before one refused; the error stays that one's. */
+static void reactivate(struct item *v, size_t n)
 {
 	for (size_t i = 0; i < n; i++) {
+		struct error err = ERROR_INIT;
+
+		v[i].err = &err;
+		if (v[i].was_active)
+			loop_call(v[i].node->loop, activate_on_loop, &v[i]);
+		if (err.code)
+			log_error("node stays inactive: node=%s error=%s", v[i].node->name, err.text);
+	}
+}
+
+static int deactivate_all(struct item *v, size_t n, struct error *err)
+{
+	for (size_t i = 0; i < n; i++)
+		loop_call(v[i].node->loop, note_on_loop, &v[i]);
+	for (size_t i = 0; i < n; i++) {
+		int rc;
+
 		v[i].err = err;
 		loop_call(v[i].node->loop, deactivate_on_loop, &v[i]);
-		if (v[i].rc)
-			return v[i].rc;
+		rc = v[i].rc;
+		if (rc) {
+			reactivate(v, n);
+			return rc;
+		}
 	}
 	return 0;
 }

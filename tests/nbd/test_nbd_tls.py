@@ -335,24 +335,27 @@ def test_users_of_keys_that_may(daemon, tmp, pki):
 
 
 @pytest.mark.merino_only
-def test_rules_in_a_file_follow_it(daemon, tmp, pki):
+@pytest.mark.parametrize("shut_in", [False, True])       # without a monitor it sees the files that it needs only
+def test_rules_in_a_file_follow_it(daemon, tmp, pki, shut_in, tmp_path_factory):
+    etc = tmp_path_factory.mktemp("etc")
+
     def rules(*names):
-        new = tmp / "new"
+        new = etc / "new"
         new.write_text(json.dumps({"rules": [{"match": n, "policy": "allow"} for n in names]}))
-        new.rename(tmp / "rules")
+        new.rename(etc / "rules")
 
     def may(user):
         return tools.run("nbdinfo", "--size", pki.uri(d, "psk", user), check=False).returncode == 0
 
     rules("alice")
-    d = start(daemon, tmp, *pki.psk_object(), "--object", f"authz-listfile,id=may,filename={tmp}/rules",
-              listen="tls-creds=tls,tls-authz=may")
+    d = start(daemon, tmp, *pki.psk_object(), "--object", f"authz-listfile,id=may,filename={etc}/rules",
+              listen="tls-creds=tls,tls-authz=may", monitor=not shut_in)
     assert may("alice") and not may("bob")
     rules("bob")
     assert may("bob") and not may("alice")
-    (tmp / "rules").write_text("{")
+    (etc / "rules").write_text("{")
     assert not may("alice") and not may("bob")
-    os.unlink(tmp / "rules")
+    os.unlink(etc / "rules")
     assert not may("alice") and not may("bob")
     rules("alice", "bob")
     assert may("alice") and may("bob")

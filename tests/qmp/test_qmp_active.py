@@ -138,3 +138,18 @@ def test_what_cannot_be_stored_is_not_handed_over(daemon, tmp):
     d.qmp.cmd("blockdev-reopen", {"options": [debug]})
     set_active(d, False)
     tools.qemu_io(d.image, "read -P 0x6d 1M 1")
+
+
+def test_all_or_none(daemon, tmp):
+    """One cannot go: those that went before it are active again, and written to."""
+    d = daemon.start()
+    for name in "abc":
+        d.qmp.cmd("blockdev-add", {"driver": "qcow2", "node-name": name, "file": {
+            "driver": "file", "node-name": name + "f", "filename": tools.create(tmp / name, "1M")}})
+        d.qmp.cmd("block-export-add", {"type": "nbd", "id": name, "node-name": name, "name": name, "writable": True,
+                                       "allow-inactive": name != "b"})
+    assert d.qmp.error("blockdev-set-active", {"active": False})[1] == (
+        "Failed to inactivate node: Operation not permitted")
+    assert nodes(d) == {name: (True, False) for name in ("a", "af", "b", "bf", "c", "cf")}
+    for name in "abc":
+        d.libnbd(name).pwrite(b"x" * 512, 0)
