@@ -143,6 +143,16 @@ static int info_tell(struct handshake *h, const struct export *e, unsigned wante
 	return rc;
 }
 
+/* The export whose contexts were selected has gone, and perhaps another one has its
+ * name now.  A client that went on would not know that nothing is selected. */
+static int contexts_are_lost(struct handshake *h)
+{
+	if (!h->contexts_of || export_find_serial(h->contexts_of))
+		return 0;
+	h->contexts_of = 0;
+	return 1;
+}
+
 int negotiate_info(struct handshake *h)
 {
 	struct info_request r;
@@ -169,6 +179,9 @@ int negotiate_info(struct handshake *h)
 		return handshake_refuse(h, NBD_REP_ERR_POLICY,
 					"export has its limit of %u connections",
 					e->max_connections);
+	if (h->option == NBD_OPT_GO && contexts_are_lost(h))
+		return handshake_refuse(h, NBD_REP_ERR_UNKNOWN,
+					"the export whose contexts were selected has gone");
 	rc = info_tell(h, e, r.wanted);
 	if (!rc)
 		rc = handshake_reply(h, NBD_REP_ACK, NULL, 0);

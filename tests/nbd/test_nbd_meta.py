@@ -153,6 +153,20 @@ def test_contexts_of_another_export_are_not_in_force(rich):
     assert status_error(c) == EINVAL
 
 
+@pytest.mark.merino_only                                 # QEMU goes on without the contexts
+def test_contexts_that_went_with_their_export_are_missed(rich):
+    """Another export takes the name between SET_META_CONTEXT and GO: the client hears of it, once."""
+    c = negotiating(rich)
+    c.meta(OPT_SET_META, "plain", [BASE])
+    rich.qmp.cmd("block-export-del", {"id": "plain"})
+    rich.qmp.cmd("block-export-add", {"type": "nbd", "id": "again", "node-name": "plain", "name": "plain"})
+    with pytest.raises(OptionRefused, match="has gone"):
+        c.go("plain")
+    assert c.meta(OPT_SET_META, "plain", [BASE])
+    c.go("plain")
+    assert c.status(0, 1 << 20)
+
+
 def test_list_does_not_change_what_is_set(rich):
     c = negotiating(rich)
     c.meta(OPT_SET_META, "disk", [DEPTH])
