@@ -14,6 +14,7 @@
 
 #define TLS_RECORD 16384u		/* bytes of plaintext in a record */
 #define TLS_BATCH (8 * TLS_RECORD)	/* plaintext turned into records before a send: under 50 us */
+#define TLS_TURN 32			/* records opened before others have their turn: short ones cost as much */
 #define TLS_OUT_SPARE 2048u		/* room for what GnuTLS itself has to say: alerts, key updates */
 #define TLS_OUT_MAX (1u << 20)
 #define TLS_OUT_LARGE ((TLS_BATCH + TLS_RECORD) / 4 * 5 + TLS_OUT_SPARE)	/* holds any batch */

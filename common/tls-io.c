@@ -126,9 +126,11 @@ static ssize_t open_records(struct tls *t, uint8_t *buf, size_t len)
 	size_t got = 0;
 	ssize_t n = 0;
 
-	while (got < len) {
+	for (unsigned i = 1; got < len; i++) {
 		uint32_t before = t->in_at;
 
+		if (i % TLS_TURN == 0 && co_self())
+			co_yield();
 		n = gnutls_record_recv(t->session, buf + got, len - got);
 		if (tls_goes_on(t, n, before))
 			continue;

@@ -23,6 +23,7 @@
 #define LOOK_SHORT_NS 100000000u	/* … and whether other loops gave memory back */
 
 static _Atomic uint64_t server_mem;	/* bytes charged by all connections of all loops */
+static _Atomic unsigned server_waiting;	/* connections of all loops that wait for some of them */
 
 /* This thread's connections. */
 static __thread struct {
@@ -39,6 +40,13 @@ static uint64_t server_used(void)
 	return atomic_load_explicit(&server_mem, memory_order_relaxed);
 }
 
+/* Those who hold memory and those who wait for it may be on different loops: each looks
+ * after its own senders from here on. */
+static bool is_scarce(uint64_t used)
+{
+	return used > SERVER_MEM_MAX / 2;
+}
+
 /* -- waiting ------------------------------------------------------------------ */
 
 /* Wakes as many of those who wait as there is room for. */
@@ -53,6 +61,7 @@ static void wake_shorts(void)
 		if (!here.shorts)
 			here.shorts_end = &here.shorts;
 		c->is_short = false;
+		atomic_fetch_sub_explicit(&server_waiting, 1, memory_order_relaxed);
 		co_queue_wake_all(&c->room);
 		used += REQUEST_PIECE;
 	}
@@ -66,7 +75,9 @@ static void memory_freed(struct loop_hook *h)
 void conn_charge(struct conn *c, uint32_t bytes)
 {
 	c->mem += bytes;
-	atomic_fetch_add_explicit(&server_mem, bytes, memory_order_relaxed);
+	if (__builtin_expect(is_scarce(atomic_fetch_add_explicit(&server_mem, bytes,
+								 memory_order_relaxed)), 0))
+		conn_watch(c);
 }
 
 void conn_credit(struct conn *c, uint32_t bytes)
@@ -118,6 +129,7 @@ static void wait_in_turn(struct conn *c)
 		here.shorts_end = &here.shorts;
 	if (!c->is_short) {
 		c->is_short = true;
+		atomic_fetch_add_explicit(&server_waiting, 1, memory_order_relaxed);
 		c->short_next = NULL;
 		*here.shorts_end = c;
 		here.shorts_end = &c->short_next;
@@ -159,7 +171,7 @@ static void look(struct loop_timer *t)
 {
 	struct conn *worst = NULL;
 	uint64_t now = loop_now(), since_last = now - here.looked;
-	bool again = false;
+	bool again = false, scarce = is_scarce(server_used());
 
 	here.looked = now;
 	wake_shorts();
@@ -168,13 +180,14 @@ static void look(struct loop_timer *t)
 
 		if (c->dead)
 			continue;
-		again = rx_look(c) || (c->a.send_timeout_ns && c->sending) || again;
+		again = rx_look(c) || ((scarce || c->a.send_timeout_ns) && c->sending) || again;
 		if (c->a.send_timeout_ns && stuck >= c->a.send_timeout_ns)
 			drop(c, "replies were not taken in time");
 		else if (stuck >= STUCK_NS && (!worst || c->mem > worst->mem))
 			worst = c;
 	}
-	if (here.shorts && worst && worst->mem > CONN_MEM_MIN)
+	if (worst && worst->mem > CONN_MEM_MIN &&
+	    atomic_load_explicit(&server_waiting, memory_order_relaxed))
 		drop(worst, "memory is short, and replies were not taken");
 	if (here.shorts || again)
 		loop_timer_set(t, now + (here.shorts ? LOOK_SHORT_NS : LOOK_NS), look);
@@ -211,6 +224,7 @@ static void leave_turn(struct conn *c)
 	*p = c->short_next;
 	if (!*p)
 		here.shorts_end = p;
+	atomic_fetch_sub_explicit(&server_waiting, 1, memory_order_relaxed);
 }
 
 void conn_room_leave(struct conn *c)

@@ -101,8 +101,9 @@ static bool write_in_pieces(struct conn *c, struct request *rq)
 		ok = rx_take(c, rc ? NULL : reply_payload(block), now);
 		if (ok && !rc) {
 			conn_enter(c);
-			rc = node_write(c->node, reply_payload(block), off, now,
-					rq->flags & NBD_CMD_FLAG_FUA ? NODE_FUA : 0);
+			rc = c->dead ? -ESHUTDOWN
+				     : node_write(c->node, reply_payload(block), off, now,
+						  rq->flags & NBD_CMD_FLAG_FUA ? NODE_FUA : 0);
 			conn_leave(c);
 		}
 		off += now;
@@ -259,16 +260,23 @@ void conn_kill(struct conn *c)
 	co_queue_wake_all(&c->tx_more);
 }
 
+/* The clients of an export that ends come in although it is stopped, to end: all of them
+ * are dead, and who is dead begins nothing. */
+static bool must_wait(const struct conn *c)
+{
+	return c->export->stopped && !c->export->hurried;
+}
+
 void conn_enter_slow(struct conn *c)
 {
 	for (;;) {
 		struct node *n;
 
-		while (c->export->stopped && !c->dead)
+		while (must_wait(c))
 			co_queue_wait(&c->export->resume);
 		n = c->node;
 		gate_enter(&n->gate);
-		if (n == c->node && (!c->export->stopped || c->dead))
+		if (n == c->node && !must_wait(c))
 			return;
 		gate_leave(&n->gate);
 	}
@@ -323,8 +331,10 @@ static void conn_reader(void *arg)
 
 	if (!end)
 		abort();		/* a few bytes at the start of a connection */
-	while (!c->dead && take_request(c))
-		;
+	/* Requests that are served at once suspend nowhere, and a receive may bring thousands. */
+	for (unsigned n = 1; !c->dead && take_request(c); n++)
+		if (n % RX_TURN == 0)
+			co_yield();
 	conn_finish(c, end);
 }
 
@@ -342,6 +352,7 @@ static void conn_started(struct loop_msg *m)
 	struct conn *c = s->conn;
 
 	loop_end_hook_queue(&end, pools_drain);
+	c->node = c->export->node;
 	c->rx = s->rx;
 	conn_charge(c, c->rx->size);
 	conn_room_join(c);
@@ -378,7 +389,6 @@ void transmission_start(struct agreement *a)
 	}
 	c->a = *a;
 	c->export = a->export;
-	c->node = a->export->node;
 	c->stream = a->stream;
 	*s = (struct conn_start){ .msg.fn = conn_started, .conn = c, .rx = rx };
 	loop_post(c->export->loop, &s->msg);

@@ -42,6 +42,7 @@
 #define RX_SIZE (256u << 10)		/* bytes that one receive may bring … */
 #define RX_SMALL (8u << 10)		/* … and the first one of several */
 #define RX_INLINE_MAX (64u << 10)	/* longest write payload used where it was received */
+#define RX_TURN 32			/* requests of one client before others have their turn */
 #define TX_EARLY 8			/* replies that leave before the turn ends: the peer goes to work */
 #define READ_NOCOPY_MIN (32u << 10)	/* shortest read sent straight from the page cache */
 #define READ_HOLES_MIN (64u << 10)	/* shortest read that is searched for holes */

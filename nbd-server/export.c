@@ -151,9 +151,9 @@ static void export_shutdown_on_loop(void *arg)
 {
 	struct export *e = arg;
 
+	e->hurried = true;
 	transmission_shutdown(e);
 	node_hurry(e->node, true);
-	e->hurried = true;
 }
 
 /* Begins the end; E may be gone when this returns. */

@@ -155,7 +155,9 @@ void request_run(void *arg)
 	uint64_t begun = loop_now();
 	int rc;
 
-	if (rq.type == NBD_CMD_BLOCK_STATUS) {
+	if (c->dead) {
+		/* It had to wait, and nobody waits for it any more: it was never begun. */
+	} else if (rq.type == NBD_CMD_BLOCK_STATUS) {
 		request_block_status(&rq);
 	} else if (rq.type == NBD_CMD_READ) {
 		rc = request_read(&rq);

@@ -123,6 +123,25 @@ def test_the_stuck_are_dropped_when_memory_is_short(daemon, tmp):
     assert d.stderr().count("memory is short") < 20      # not more than it takes
 
 
+def test_the_stuck_of_one_thread_are_dropped_for_who_waits_on_another(daemon, tmp):
+    """15 hold nearly all there is, and none of their own loop waits for more."""
+    one, two = full_qcow2(tmp), tools.create(tmp / "two.qcow2", "64M")
+    tools.qemu_io(two, "write -P 8 0 64M")
+    d = daemon.start("--loops", "2", "--nbd-server", f"addr.type=unix,addr.path={daemon.dir}/many",
+                     *disk_args(one, name="one"), *disk_args(two, name="two"), listen=None)
+    d.nbd_address = f"{daemon.dir}/many"
+    for _ in range(15):
+        c = d.enter("one")
+        send_what_fits(c, b"".join(c.pack(CMD_READ, 0, 32 * MIB) for _ in range(32)))
+    settle(d.memory)
+    assert "memory is short" not in d.stderr()
+    other, end = d.enter("two"), time.monotonic() + 20
+    while "memory is short" not in d.stderr():
+        assert time.monotonic() < end
+        cookies = [other.start(CMD_READ, 0, 32 * MIB) for _ in range(4)]
+        assert all(other.answer(cookie).error == 0 for cookie in cookies)
+
+
 def test_nobody_is_dropped_while_there_is_memory(daemon, tmp):
     d = serve(daemon, full_qcow2(tmp), "qcow2")
     c = d.enter()

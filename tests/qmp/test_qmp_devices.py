@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exports as devices: query-block, query-blockstats, qom-*, stop and cont, each held against QEMU's own answers."""
 
+import contextlib
 import json
 import re
 import threading
+import time
 
 import pytest
 
 from lib import tools
+from lib.nbdproto import *                               # noqa: F403
 from lib.peer import Peer
 from lib.schema import Schema
 
@@ -304,3 +307,26 @@ def test_stopped_exports_can_be_deleted_and_the_daemon_can_end(disk):
     t.join()
     assert disk.qmp.cmd("query-block") == []
     disk.stop()
+
+
+@pytest.mark.parametrize("size", [4096, 3 * MIB])        # held whole, and written as it arrives
+@pytest.mark.parametrize("end", ["export", "daemon"])
+def test_what_a_stop_holds_back_is_not_written_when_the_export_ends(daemon, tmp, size, end):
+    path = tools.create(tmp / "a.raw", "4M", "raw")
+    d = daemon.serve(path, "raw")
+    c = d.enter()
+
+    def write():
+        with contextlib.suppress(Exception):             # what is too long to hold is not taken whole
+            c.send(c.pack(CMD_WRITE, 0, size, data=b"!" * size))
+
+    d.qmp.cmd("stop")
+    t = threading.Thread(target=write)
+    t.start()
+    time.sleep(0.3)                                      # until it waits; no harm when it does not yet
+    if end == "export":
+        d.qmp.cmd("block-export-del", id="disk", mode="hard")
+    d.stop()
+    t.join()
+    with open(path, "rb") as f:
+        assert not any(f.read(size))
