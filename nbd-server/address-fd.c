@@ -70,8 +70,9 @@ static int adopt(int given, struct address *a, struct error *err)
 	return 0;
 }
 
-/* What TEXT stands for: a number, or a name; how many, or -errno. */
-static int find(const char *text, int *fds, struct error *err)
+/* What TEXT stands for: a number, or a name; how many, or -errno.  *TAKEN: it is ours to
+ * close. */
+static int find(const char *text, int *fds, bool *taken, struct error *err)
 {
 	unsigned n;
 	char *end;
@@ -84,7 +85,8 @@ static int find(const char *text, int *fds, struct error *err)
 		return 1;
 	}
 	fds[0] = named_fd_take(text);
-	if (fds[0] >= 0)
+	*taken = fds[0] >= 0;
+	if (*taken)
 		return 1;
 	n = activation_find(text, fds, ADDRESS_FDS_MAX);
 	if (!n)
@@ -97,12 +99,15 @@ static int find(const char *text, int *fds, struct error *err)
 
 static int adopt_all(const char *text, struct address *a, struct error *err)
 {
-	int fds[ADDRESS_FDS_MAX], n = find(text, fds, err), rc = n < 0 ? n : 0;
+	bool taken = false;
+	int fds[ADDRESS_FDS_MAX], n = find(text, fds, &taken, err), rc = n < 0 ? n : 0;
 
 	if (rc)
 		return rc;
 	for (int i = 0; i < n && !rc; i++)
 		rc = adopt(fds[i], a, err);
+	if (rc && taken && !a->n_fds)
+		close(fds[0]);		/* what A has, its owner closes */
 	return rc;
 }
 

@@ -120,6 +120,8 @@ def test_nothing_leaks(bare, image):
         cmd(bare.qmp, "getfd", {"fdname": "x"}, fd, fd, fd)
         cmd(bare.qmp, "query-version", {}, *[fd] * 16)
         cmd(bare.qmp, "add-fd", {"fdset-id": -5}, fd)
+        bare.qmp.error("nbd-server-start", {"addr": {"type": "fd", "data": {"str": "x"}}})   # it takes x, and does not listen
+        cmd(bare.qmp, "getfd", {"fdname": "x"}, fd)
     bare.qmp.cmd("closefd", {"fdname": "x"})
     assert cmd(bare.qmp, "add-fd", {}, fd)["fdset-id"] == 0
     bare.qmp.cmd("remove-fd", {"fdset-id": 0})
