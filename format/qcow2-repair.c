@@ -109,8 +109,8 @@ static int missing_block(struct repair *r, uint64_t index)
 		return 0;
 	while (!refs_of(&r->refs, used))
 		used++;
-	if (used == first)		/* that is where a new block would lie */
-		return -EUCLEAN;
+	if (used == first || index >= s->reftable_entries)
+		return -EUCLEAN;	/* a new block, or a longer table, would lie over what is used */
 	rc = refcount_make_block(s, first);
 	if (rc)
 		return rc;

@@ -28,13 +28,14 @@
 
 enum how { HOW_ZERO, HOW_UNMAP, HOW_DISCARD, HOW_FORGET };
 
-/* Whether [off, off+r->len) reads as zeroes now, without looking at data. */
+/* Whether [off, off+r->len) reads as zeroes, without looking at data: now, and with the
+ * backing image that the header names, if that is not opened. */
 static bool is_zero(const struct qcow2 *s, uint64_t off, const struct run *r)
 {
 	const struct node *b = s->node->child[CHILD_BACKING];
 
 	if (r->kind == RUN_UNALLOCATED || r->kind == RUN_RESERVED)
-		return !b || off >= b->size;
+		return b ? off >= b->size : !s->has_backing;
 	return r->kind == RUN_ZERO || r->kind == RUN_ZERO_ALLOCATED;
 }
 

@@ -168,6 +168,22 @@ def test_backing_null_cuts_the_chain(daemon, tmp):
     assert d.enter().read(0, 65536) == bytes(65536)
 
 
+def test_what_is_zeroed_while_the_chain_is_cut_stays_zero(daemon, tmp):
+    """By a client, and by growing inside a cluster: the image that the header names shows through nowhere."""
+    top, size = tmp / "top.qcow2", M + 4096
+    tools.create(top, size, backing=layer(tmp, "base", 2 * M, fill=[(0, 2 * M)]))
+    d = daemon.start()
+    d.qmp.cmd("blockdev-add", {"driver": "qcow2", "node-name": "n", "backing": None,
+                               "file": {"driver": "file", "filename": str(top)}})
+    d.qmp.cmd("block_resize", {"node-name": "n", "size": size + 32768})
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "e", "node-name": "n", "name": "disk", "writable": True})
+    d.libnbd().zero(8192, 4096)
+    d.stop()
+    got = tools.content(top)
+    assert got[4096:12288] == bytes(8192) and got[size:] == bytes(32768)
+    tools.check(top)
+
+
 def test_one_base_under_two_overlays(daemon, tmp):
     """Both written at once; each keeps its own."""
     from lib.daemon import disk_args
