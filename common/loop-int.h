@@ -45,6 +45,10 @@ struct loop_workers {
 	unsigned n, idle;
 	unsigned queued;		/* jobs in the list: idle threads that are spoken for */
 	bool stop;
+	/* The loop's own, without the lock: what goes to the threads at the end of the turn. */
+	struct loop_work *fresh, *fresh_tail;
+	unsigned n_fresh;
+	struct loop_hook hook;
 };
 
 struct loop {
@@ -93,6 +97,9 @@ int loop_ring_open(struct io_uring *ring);
 void loop_unwatch_fd(struct loop *l, int fd);
 
 void loop_workers_init(struct loop_workers *w);
+/* On the loop's thread. */
 void loop_workers_stop(struct loop_workers *w);
+/* loop_post() for a thread that the loop outlives. */
+void loop_post_from_worker(struct loop *l, struct loop_msg *m);
 
 #endif

@@ -2,11 +2,18 @@
 /* Worker threads of a loop: calls that the ring lacks (fallocate with its many
  * errors, SEEK_HOLE, ftruncate, ioctls) and CPU work above 50 us.  A worker
  * touches only what its argument points to; the waiting coroutine owns that.
+ *
+ * What a turn of the loop brings is handed over in one piece at its end, or when there
+ * is enough for all workers: a worker that was woken for each job would often run in
+ * the loop's place, and find the lock taken.
  */
 #include "common/loop-int.h"
 
 #include <signal.h>
+#include <stddef.h>
 #include <stdlib.h>
+
+#include "common/checked.h"
 
 static struct loop_work *loop_work_next(struct loop_workers *w)
 {
@@ -36,7 +43,7 @@ static void *loop_worker(void *arg)
 	while ((job = loop_work_next(w))) {
 		pthread_mutex_unlock(&w->lock);
 		job->fn(job->arg);
-		loop_post(job->loop, &job->msg);
+		loop_post_from_worker(job->loop, &job->msg);
 		pthread_mutex_lock(&w->lock);
 	}
 	pthread_mutex_unlock(&w->lock);
@@ -51,20 +58,68 @@ static void loop_work_done(struct loop_msg *m)
 	co_wake(job->co);
 }
 
-/* Starts another worker when none is free for one more job; with none at all the
- * call is made here. */
-static bool loop_worker_ready(struct loop_workers *w)
+/* Starts workers until there is one for each job that waits. */
+static void loop_workers_start(struct loop_workers *w)
 {
+	unsigned free = w->idle;
 	sigset_t all, old;
 
-	if (w->idle > w->queued || w->n == LOOP_WORKERS_MAX)
-		return true;
+	if (free >= w->queued || w->n == LOOP_WORKERS_MAX)
+		return;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	if (!pthread_create(&w->threads[w->n], NULL, loop_worker, w))
+	while (free++ < w->queued && w->n < LOOP_WORKERS_MAX &&
+	       !pthread_create(&w->threads[w->n], NULL, loop_worker, w))
 		w->n++;
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return w->n > 0;
+}
+
+/* There is no thread, and none can be had: the calls are made here. */
+static void loop_work_here(struct loop_work *job)
+{
+	while (job) {
+		struct loop_work *next = job->next;
+
+		job->fn(job->arg);
+		job->done = true;
+		if (job->co != co_self())
+			co_wake(job->co);
+		job = next;
+	}
+}
+
+static void loop_hand_over(struct loop_workers *w)
+{
+	struct loop_work *here = NULL;
+	unsigned wake;
+
+	if (!w->fresh)
+		return;
+	pthread_mutex_lock(&w->lock);
+	if (w->tail)
+		w->tail->next = w->fresh;
+	else
+		w->head = w->fresh;
+	w->tail = w->fresh_tail;
+	w->queued += w->n_fresh;
+	loop_workers_start(w);
+	if (!w->n) {
+		here = w->head;
+		w->head = w->tail = NULL;
+		w->queued = 0;
+	}
+	wake = (unsigned)min_u64(w->idle, w->n_fresh);
+	pthread_mutex_unlock(&w->lock);
+	w->fresh = w->fresh_tail = NULL;
+	w->n_fresh = 0;
+	while (wake--)
+		pthread_cond_signal(&w->wake);
+	loop_work_here(here);
+}
+
+static void loop_work_hook(struct loop_hook *h)
+{
+	loop_hand_over((struct loop_workers *)((char *)h - offsetof(struct loop_workers, hook)));
 }
 
 void loop_work(void (*fn)(void *arg), void *arg)
@@ -80,20 +135,15 @@ void loop_work(void (*fn)(void *arg), void *arg)
 		return;
 	}
 	w = &l->workers;
-	pthread_mutex_lock(&w->lock);
-	if (!loop_worker_ready(w)) {
-		pthread_mutex_unlock(&w->lock);
-		fn(arg);
-		return;
-	}
-	if (w->tail)
-		w->tail->next = &job;
+	if (w->fresh)
+		w->fresh_tail->next = &job;
 	else
-		w->head = &job;
-	w->tail = &job;
-	w->queued++;
-	pthread_cond_signal(&w->wake);
-	pthread_mutex_unlock(&w->lock);
+		w->fresh = &job;
+	w->fresh_tail = &job;
+	if (++w->n_fresh == LOOP_WORKERS_MAX)
+		loop_hand_over(w);
+	else
+		loop_hook_queue(&w->hook, loop_work_hook);
 	while (!job.done)
 		co_suspend();
 }
@@ -114,6 +164,7 @@ void loop_workers_renew(void)
 
 void loop_workers_stop(struct loop_workers *w)
 {
+	loop_hand_over(w);
 	pthread_mutex_lock(&w->lock);
 	w->stop = true;
 	pthread_cond_broadcast(&w->wake);

@@ -181,20 +181,44 @@ static void loop_run_hooks(struct loop_hook **list)
 
 /* -- messages --------------------------------------------------------------- */
 
-void loop_post(struct loop *l, struct loop_msg *m)
+/* True when the loop must be told. */
+static bool mail_add(struct loop *l, struct loop_msg *m)
 {
-	uint64_t one = 1;
-	bool first;
+	bool first = !l->mail;
 
 	m->next = NULL;
-	pthread_mutex_lock(&l->mail_lock);
-	first = !l->mail;
 	*l->mail_end = m;
 	l->mail_end = &m->next;
-	/* Inside the lock: the loop cannot be freed between the two. */
-	if (first && write(l->mail_fd, &one, sizeof(one)) < 0)
+	return first;
+}
+
+static void mail_tell(struct loop *l)
+{
+	uint64_t one = 1;
+
+	if (write(l->mail_fd, &one, sizeof(one)) < 0)
 		log_error("eventfd: %s", strerror(errno));
+}
+
+void loop_post(struct loop *l, struct loop_msg *m)
+{
+	pthread_mutex_lock(&l->mail_lock);
+	/* Inside the lock: the loop cannot be freed between the two. */
+	if (mail_add(l, m))
+		mail_tell(l);
 	pthread_mutex_unlock(&l->mail_lock);
+}
+
+/* Outside the lock: the loop, which often runs at once and in our place, finds it free. */
+void loop_post_from_worker(struct loop *l, struct loop_msg *m)
+{
+	bool first;
+
+	pthread_mutex_lock(&l->mail_lock);
+	first = mail_add(l, m);
+	pthread_mutex_unlock(&l->mail_lock);
+	if (first)
+		mail_tell(l);
 }
 
 static void loop_read_mail(struct loop *l)

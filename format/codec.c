@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* codec: deflate by zlib (which can keep to the small window), inflate by libdeflate
- * (which is twice as fast), zstd by libzstd.  All are kept for the next cluster.
+ * (which is twice as fast), zstd by libzstd.  All are kept for the next cluster: what
+ * unpacks by the thread (10 and 100 KB), what packs (up to megabytes) by the image.
  */
 #include "format/codec.h"
 
 #include <errno.h>
 #include <libdeflate.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <zlib.h>
 #include <zstd.h>
@@ -14,10 +16,8 @@
 
 struct codec {
 	bool zstd;
-	struct libdeflate_decompressor *inflate;
 	z_stream deflate;
 	bool can_deflate;		/* DEFLATE is set up */
-	ZSTD_DCtx *zstd_in;
 	ZSTD_CCtx *zstd_out;
 };
 
@@ -34,12 +34,52 @@ void codec_free(struct codec *c)
 {
 	if (!c)
 		return;
-	libdeflate_free_decompressor(c->inflate);
 	if (c->can_deflate)
 		deflateEnd(&c->deflate);
-	ZSTD_freeDCtx(c->zstd_in);
 	ZSTD_freeCCtx(c->zstd_out);
 	free(c);
+}
+
+struct unpacker {
+	struct libdeflate_decompressor *inflate;
+	ZSTD_DCtx *zstd;
+};
+
+static pthread_key_t unpacker_key;
+static pthread_once_t unpacker_once = PTHREAD_ONCE_INIT;
+static bool unpacker_kept;
+
+static void unpacker_free(void *arg)
+{
+	struct unpacker *u = arg;
+
+	libdeflate_free_decompressor(u->inflate);
+	ZSTD_freeDCtx(u->zstd);
+	free(u);
+}
+
+static void unpacker_init(void)
+{
+	unpacker_kept = !pthread_key_create(&unpacker_key, unpacker_free);
+}
+
+/* The calling thread's; NULL: out of memory. */
+static struct unpacker *unpacker(void)
+{
+	struct unpacker *u;
+
+	pthread_once(&unpacker_once, unpacker_init);
+	if (!unpacker_kept)
+		return NULL;
+	u = pthread_getspecific(unpacker_key);
+	if (!u) {
+		u = calloc(1, sizeof(*u));
+		if (u && pthread_setspecific(unpacker_key, u)) {
+			free(u);
+			u = NULL;
+		}
+	}
+	return u;
 }
 
 /* A stream that goes on behind the cluster's end: its beginning is what counts. */
@@ -56,13 +96,13 @@ static int unpack_long(const void *in, size_t in_len, void *out, size_t out_len)
 	return (rc == Z_STREAM_END || rc == Z_BUF_ERROR) && !z.avail_out ? 0 : -EIO;
 }
 
-static int unpack_zlib(struct codec *c, const void *in, size_t in_len, void *out, size_t out_len)
+static int unpack_zlib(struct unpacker *u, const void *in, size_t in_len, void *out, size_t out_len)
 {
-	if (!c->inflate)
-		c->inflate = libdeflate_alloc_decompressor();
-	if (!c->inflate)
+	if (!u->inflate)
+		u->inflate = libdeflate_alloc_decompressor();
+	if (!u->inflate)
 		return -EIO;
-	switch (libdeflate_deflate_decompress(c->inflate, in, in_len, out, out_len, NULL)) {
+	switch (libdeflate_deflate_decompress(u->inflate, in, in_len, out, out_len, NULL)) {
 	case LIBDEFLATE_SUCCESS:
 		return 0;
 	case LIBDEFLATE_INSUFFICIENT_SPACE:
@@ -72,21 +112,24 @@ static int unpack_zlib(struct codec *c, const void *in, size_t in_len, void *out
 	}
 }
 
-static int unpack_zstd(struct codec *c, const void *in, size_t in_len, void *out, size_t out_len)
+static int unpack_zstd(struct unpacker *u, const void *in, size_t in_len, void *out, size_t out_len)
 {
 	size_t frame = ZSTD_findFrameCompressedSize(in, in_len);
 
-	if (!c->zstd_in)
-		c->zstd_in = ZSTD_createDCtx();
-	if (!c->zstd_in || ZSTD_isError(frame))
+	if (!u->zstd)
+		u->zstd = ZSTD_createDCtx();
+	if (!u->zstd || ZSTD_isError(frame))
 		return -EIO;
-	return ZSTD_decompressDCtx(c->zstd_in, out, out_len, in, frame) == out_len ? 0 : -EIO;
+	return ZSTD_decompressDCtx(u->zstd, out, out_len, in, frame) == out_len ? 0 : -EIO;
 }
 
-int codec_unpack(struct codec *c, const void *in, size_t in_len, void *out, size_t out_len)
+int codec_unpack(bool zstd, const void *in, size_t in_len, void *out, size_t out_len)
 {
-	return c->zstd ? unpack_zstd(c, in, in_len, out, out_len)
-		       : unpack_zlib(c, in, in_len, out, out_len);
+	struct unpacker *u = unpacker();
+
+	if (!u)
+		return -ENOMEM;
+	return zstd ? unpack_zstd(u, in, in_len, out, out_len) : unpack_zlib(u, in, in_len, out, out_len);
 }
 
 static size_t pack_zlib(struct codec *c, const void *in, size_t in_len, void *out, size_t out_max)

@@ -56,7 +56,7 @@ void qcow2_codec_give(struct qcow2 *s, struct codec *c)
 }
 
 struct job {
-	struct codec *codec;
+	bool zstd;
 	const uint8_t *in;
 	uint8_t *out;
 	size_t in_len, out_len;
@@ -67,13 +67,13 @@ static void job_run(void *arg)
 {
 	struct job *j = arg;
 
-	j->rc = codec_unpack(j->codec, j->in, j->in_len, j->out, j->out_len);
+	j->rc = codec_unpack(j->zstd, j->in, j->in_len, j->out, j->out_len);
 }
 
 /* The whole cluster of ENTRY into OUT. */
 static int unpack(struct qcow2 *s, uint64_t entry, uint8_t *out)
 {
-	struct job j = { .out = out, .out_len = s->cluster_size };
+	struct job j = { .zstd = s->h.compression == 1, .out = out, .out_len = s->cluster_size };
 	uint64_t host, len;
 	uint8_t *in;
 	int rc;
@@ -85,8 +85,7 @@ static int unpack(struct qcow2 *s, uint64_t entry, uint8_t *out)
 	in = malloc(len);
 	j.in = in;
 	j.in_len = len;
-	j.codec = qcow2_codec_take(s);
-	rc = in && j.codec ? qcow2_file_read(s, in, host, len) : -ENOMEM;
+	rc = in ? qcow2_file_read(s, in, host, len) : -ENOMEM;
 	if (!rc) {
 		if (s->cluster_size <= INLINE_MAX)
 			job_run(&j);
@@ -94,8 +93,6 @@ static int unpack(struct qcow2 *s, uint64_t entry, uint8_t *out)
 			loop_work(job_run, &j);
 		rc = j.rc;
 	}
-	if (j.codec)
-		qcow2_codec_give(s, j.codec);
 	free(in);
 	return rc;
 }
