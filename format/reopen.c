@@ -283,8 +283,9 @@ static void detach_children(struct node *n)
 	}
 }
 
+/* AGAIN: as it was before; what is below may have another size since. */
 static int open_with(struct node *n, const struct node *flags, struct json_object *rest,
-		     struct node *const *child, uint64_t size, struct error *err)
+		     struct node *const *child, uint64_t size, bool again, struct error *err)
 {
 	const char *const *keys = child_keys[n->driver->child_is_image];
 	struct json_object *opts = opts_copy(rest);
@@ -301,7 +302,9 @@ static int open_with(struct node *n, const struct node *flags, struct json_objec
 		rc = n->driver->open(n, opts, err);
 	if (!rc)
 		rc = opts_end(opts, err);
-	if (!rc && n->uses && n->size != size)
+	if (!rc && again)
+		n->size = size;
+	else if (!rc && n->uses && n->size != size)
 		rc = error_set(err, -EINVAL, "Node '%s' would have another size; it is in use", n->name);
 	json_object_put(opts);
 	return rc;
@@ -319,9 +322,9 @@ static void close_driver(struct node *n)
 }
 
 static int open_and_permit(struct node *n, const struct node *flags, struct json_object *rest,
-			   struct node *const *child, uint64_t size, struct error *err)
+			   struct node *const *child, uint64_t size, bool again, struct error *err)
 {
-	int rc = open_with(n, flags, rest, child, size, err);
+	int rc = open_with(n, flags, rest, child, size, again, err);
 
 	freeze(n, false);
 	for (unsigned c = 0; c < CHILD_COUNT; c++) {
@@ -348,11 +351,11 @@ static int close_and_open(struct reopening *r, struct error *err)
 		old_child[c] = n->child[c] ? node_ref(n->child[c]) : NULL;
 	freeze(n, true);
 	close_driver(n);
-	rc = open_and_permit(n, &r->settings, r->rest, r->child, size, err);
+	rc = open_and_permit(n, &r->settings, r->rest, r->child, size, false, err);
 	if (rc) {
 		freeze(n, true);
 		close_driver(n);
-		if (open_and_permit(n, &old_flags, n->options, old_child, size, &again)) {
+		if (open_and_permit(n, &old_flags, n->options, old_child, size, true, &again)) {
 			log_error("node could not be opened again: node=%s error=%s", n->name, again.text);
 			close_driver(n);
 			n->driver = &broken_driver;
@@ -443,6 +446,8 @@ int node_set_writable(struct node *n, bool writable, struct error *err)
 	struct reopening r = { .node = n, .rest = n->options };
 	int rc = 0;
 
+	if (n->driver == &broken_driver)
+		return error_set(err, -EIO, "Node '%s' could not be opened again before", n->name);
 	copy_flags(&r.settings, n);
 	r.settings.read_only = !writable;
 	for (unsigned c = 0; c < CHILD_COUNT; c++)

@@ -66,13 +66,27 @@ static bool is_below(const struct node *n, const struct node *what)
 	return false;
 }
 
+/* Whether a node is below both: what is done to one reaches what is below it. */
+static bool have_common(const struct node *root, const struct node *n)
+{
+	if (root->loop != n->loop)
+		return false;
+	if (is_below(root, n))
+		return true;
+	for (unsigned c = 0; c < CHILD_COUNT; c++) {
+		if (n->child[c] && have_common(root, n->child[c]))
+			return true;
+	}
+	return false;
+}
+
 static void stop_on_loop(void *arg)
 {
 	struct stopping *s = arg;
 	bool concerned = false;
 
 	for (size_t i = 0; i < s->n_items && s->export->node; i++)
-		concerned = concerned || is_below(s->export->node, s->items[i].node);
+		concerned = concerned || have_common(s->export->node, s->items[i].node);
 	s->rc = concerned ? export_stop(s->export, STOP_LIMIT) : 0;
 	s->stopped = concerned && !s->rc;
 }

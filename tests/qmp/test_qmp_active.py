@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """blockdev-set-active: an image is handed to QEMU and back.  (QEMU has it since 10.0.)"""
 
+import nbd
 import pytest
 
 from lib import nbdproto, tools
@@ -153,3 +154,32 @@ def test_all_or_none(daemon, tmp):
     assert nodes(d) == {name: (True, False) for name in ("a", "af", "b", "bf", "c", "cf")}
     for name in "abc":
         d.libnbd(name).pwrite(b"x" * 512, 0)
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_clients_of_what_is_below_wait_too(daemon, tmp, active):
+    """An export of the child: its requests in flight end first, those that come wait."""
+    d = daemon.start()
+    d.qmp.cmd("object-add", {"qom-type": "throttle-group", "id": "g", "limits": {"iops-total": 20}})
+    for n in [{"driver": "file", "node-name": "f", "filename": tools.create(tmp / "a.qcow2", "4M")},
+              {"driver": "throttle", "node-name": "t", "file": "f", "throttle-group": "g"},
+              {"driver": "qcow2", "node-name": "q", "file": "t"}, {"driver": "raw", "node-name": "r", "file": "q"}]:
+        d.qmp.cmd("blockdev-add", n)
+    export(d, **{"allow-inactive": True})
+    if active:
+        set_active(d, False, "r")
+    h = d.libnbd("q")
+    results = []
+    for i in range(8):
+        if active:
+            h.aio_pread(nbd.Buffer(4096), i << 16, lambda e: results.append(e) or 1)
+        else:
+            h.aio_pwrite(nbd.Buffer.from_bytearray(b"w" * 4096), i << 16, lambda e: results.append(e) or 1)
+            h.aio_flush(lambda e: results.append(e) or 1)
+    h.poll(0)
+    set_active(d, active, "r")
+    while h.aio_in_flight():
+        h.poll(1000)
+    assert nodes(d)["q"] == (active, False) and len(results) == (8 if active else 16)
+    set_active(d, True, "r")
+    h.pwrite(b"w" * 512, 0)

@@ -261,3 +261,22 @@ def test_under_a_client_that_writes(chain):
     c.close()
     chain.stop()
     tools.check(chain.top)
+
+
+@pytest.mark.merino_only
+def test_refused_after_the_size_below_changed(daemon, tmp):
+    """The node is as it was, not broken: what it can read it reads."""
+    d = daemon.start()
+    tools.create(tmp / "r.raw", "2M", "raw")
+    tools.qemu_io(str(tmp / "r.raw"), "write -P 7 0 64k", fmt="raw")
+    for n in [{"driver": "file", "node-name": "f", "filename": str(tmp / "r.raw")},
+              {"driver": "raw", "node-name": "a", "file": "f"}, {"driver": "raw", "node-name": "b", "file": "f"},
+              {"driver": "copy-on-read", "node-name": "c", "file": "a"}]:
+        d.qmp.cmd("blockdev-add", n)
+    d.qmp.cmd("block_resize", {"node-name": "b", "size": MIB})
+    assert d.qmp.error("blockdev-reopen", {"options": [
+        {"driver": "raw", "node-name": "a", "file": "f", "read-only": True}]})[1] == (
+        "Node 'a' would have another size; it is in use")
+    assert node(d, "a")["drv"] == "raw" and not node(d, "a")["ro"]
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "e", "node-name": "c", "name": "c"})
+    assert d.libnbd("c").pread(2, 0) == b"\x07\x07"
