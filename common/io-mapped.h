@@ -10,8 +10,10 @@
  * given, as "crash-log-DEVICE-INODE".  It is made anew each time (mode 0600; a link
  * in its place is removed, not followed), with all its blocks allocated, so that
  * storing into it cannot fail on a full disk (but where the file system copies on
- * write it may: SIGBUS).  It is removed only while it is the one that was made.  It is read as a file, not mapped,
- * and only when it is ours: the owner is this user, root, or the image's owner.
+ * write it may: SIGBUS).  It is removed only while it is the one that was made.
+ *
+ * It is read as a file, not mapped, and only when it is ours: the owner is this user,
+ * root, or the image's owner.
  */
 #ifndef MERINO_IO_MAPPED_H
 #define MERINO_IO_MAPPED_H

@@ -35,6 +35,12 @@ static const struct config configs[] = {
 	  .backing = 1800, .workers = 3, .ops = 50, .slice = 512 },
 	{ .name = "4k with a snapshot", .seed = 5, .cluster = 4096, .blocks = 3072, .prefill = 2400,
 	  .snapshot = true, .workers = 3, .ops = 60, .slice = 512 },
+	{ .name = "64k subclusters with a snapshot", .seed = 6, .cluster = 65536, .blocks = 4096, .prefill = 1800,
+	  .snapshot = true, .workers = 3, .ops = 40, .slice = 4096, .subclusters = true },
+	{ .name = "16k overlay, subclusters, compressed", .seed = 7, .cluster = 16384, .blocks = 4096, .backing = 3000,
+	  .workers = 3, .ops = 40, .slice = 1024, .pack = true, .subclusters = true },
+	{ .name = "4k compressed with a snapshot", .seed = 8, .cluster = 4096, .blocks = 2048, .prefill = 1600,
+	  .snapshot = true, .workers = 3, .ops = 40, .slice = 512, .pack = true },
 };
 
 struct hunt {
@@ -256,7 +262,7 @@ static int setup(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		HUNT(0), HUNT(1), HUNT(2), HUNT(3), HUNT(4),
+		HUNT(0), HUNT(1), HUNT(2), HUNT(3), HUNT(4), HUNT(5), HUNT(6), HUNT(7),
 		cmocka_unit_test(without_a_log_nothing_flushed_is_lost),
 		cmocka_unit_test(no_log_is_found),
 		cmocka_unit_test(unnoted_tables_are_found),
