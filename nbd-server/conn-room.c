@@ -154,7 +154,8 @@ uint32_t conn_wait_room(struct conn *c, const struct reply *stream, uint32_t wan
 /* For how long there has been something to send of which the client took nothing. */
 static uint64_t stuck_for(struct conn *c, uint64_t since_last)
 {
-	bool same = c->sending && !c->tx_dry && c->stream.sent == c->sent_seen;
+	bool waits = c->tx_dry || c->tx_reads;	/* and not for the client */
+	bool same = c->sending && !waits && c->stream.sent == c->sent_seen;
 
 	c->stuck_ns = same ? c->stuck_ns + since_last : 0;
 	c->sent_seen = c->stream.sent;

@@ -104,6 +104,7 @@ struct conn {
 	struct reply *tx, **tx_end;
 	unsigned tx_ready;		/* replies queued since the last send */
 	bool sending;			/* the sender coroutine exists */
+	bool tx_reads;			/* the sender waits for the storage, not for the client */
 	struct co_queue tx_more;	/* the sender waits for a stream's next piece … */
 	struct reply *tx_dry;		/* … of this stream: it needs no room for that one */
 	struct loop_hook tx_hook;

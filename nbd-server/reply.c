@@ -326,6 +326,17 @@ static bool send_all(struct conn *c, struct iovec *v, int n, bool more)
 	return !c->dead;
 }
 
+/* LEN bytes of R's file, from where it is at; false when there are fewer, or none. */
+static bool read_from_file(struct conn *c, const struct reply *r, void *buf, size_t len)
+{
+	ssize_t n;
+
+	c->tx_reads = true;
+	n = io_pread(r->file, buf, len, r->file_off);
+	c->tx_reads = false;
+	return n == (ssize_t)len;
+}
+
 /* A piece that the page cache does not have any more: sendfile(2) would wait for the
  * storage, and everybody with it. */
 static void send_file_piece(struct conn *c, struct reply *r, uint32_t len)
@@ -338,7 +349,7 @@ static void send_file_piece(struct conn *c, struct reply *r, uint32_t len)
 		return;
 	}
 	v = (struct iovec){ .iov_base = reply_payload(p), .iov_len = len };
-	if (io_pread(r->file, v.iov_base, len, r->file_off) == (ssize_t)len)
+	if (read_from_file(c, r, v.iov_base, len))
 		send_all(c, &v, 1, false);
 	else
 		conn_kill(c);
@@ -389,7 +400,7 @@ static void seal_file(struct conn *c, struct reply *r)
 		size_t now = min_u64(r->file_len, SEAL_PIECE - head);
 		struct iovec v[2] = { r->iov, { reply_payload(block), now } };
 
-		if (io_pread(r->file, reply_payload(block), now, r->file_off) != (ssize_t)now)
+		if (!read_from_file(c, r, reply_payload(block), now))
 			conn_kill(c);
 		send_all(c, head ? v : v + 1, head ? 2 : 1, false);
 		r->file_off += now;
