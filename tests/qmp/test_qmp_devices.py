@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lib import tools
+from lib import nbdraw, tools
 from lib.nbdproto import *                               # noqa: F403
 from lib.peer import Peer
 from lib.schema import Schema
@@ -330,3 +330,42 @@ def test_what_a_stop_holds_back_is_not_written_when_the_export_ends(daemon, tmp,
     t.join()
     with open(path, "rb") as f:
         assert not any(f.read(size))
+
+
+def test_clients_come_and_work_while_the_drive_changes(daemon, tmp):
+    """Two nodes above one file take turns; whoever comes at that moment gets one of them."""
+    path = tools.create(tmp / "a.raw", "8M", "raw")
+    d = daemon.start("--loops", "2", "--blockdev", f"file,node-name=f,filename={path}", "--blockdev", "raw,node-name=n,file=f",
+                     "--blockdev", "raw,node-name=m,file=f", "--export", "nbd,id=e,node-name=n,name=disk,writable=on")
+    stop, bad = threading.Event(), []
+
+    def come():
+        try:
+            while not stop.is_set():
+                with nbdraw.Conn(d.nbd_address) as c:
+                    c.enter("disk").read(0, 4096)
+        except Exception as e:
+            bad.append(repr(e))
+
+    def work():
+        try:
+            with nbdraw.Conn(d.nbd_address) as c:
+                c.enter("disk", contexts=["base:allocation"])
+                while not stop.is_set():
+                    cookies = [c.start(cmd, 4096 * i, 3 * MIB) for i in range(4)
+                               for cmd in (CMD_READ, CMD_WRITE_ZEROES, CMD_CACHE, CMD_BLOCK_STATUS)]
+                    assert all(c.answer(cookie).error == 0 for cookie in cookies)
+        except Exception as e:
+            bad.append(repr(e))
+
+    threads = [threading.Thread(target=f) for f in (come, come, work)]
+    for t in threads:
+        t.start()
+    end = time.monotonic() + 3
+    while time.monotonic() < end and not bad:
+        for name in "m", "n":
+            d.qmp.cmd("qom-set", {"path": "/machine/peripheral/e/virtio-backend", "property": "drive", "value": name})
+    stop.set()
+    for t in threads:
+        t.join()
+    assert not bad
