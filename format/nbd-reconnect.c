@@ -94,8 +94,10 @@ static bool link_fits(const struct nbd *s, const struct nbd_link *l, struct erro
 			  (unsigned long long)was->size, (unsigned long long)is->size);
 	else if (!s->node->read_only && (is->flags & NBD_FLAG_READ_ONLY))
 		error_set(err, -EROFS, "the export has become read-only");
-	else if (is->block_min > was->block_min)
-		error_set(err, -EIO, "the export's block size has grown");
+	else if (is->block_min > was->block_min || is->block_max < was->block_max)
+		error_set(err, -EIO, "the export's block sizes have changed");
+	else if ((is->flags ^ was->flags) & NBD_FLAG_SEND_FLUSH || was->flags & ~is->flags & NBD_FLAG_SEND_FUA)
+		error_set(err, -EIO, "the export makes data durable in another way than before");
 	return !err->code;
 }
 

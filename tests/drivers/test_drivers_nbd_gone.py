@@ -117,6 +117,25 @@ def test_another_size(daemon, tmp):
         assert "size has changed" in d.stderr()
 
 
+@pytest.mark.merino_only
+@pytest.mark.parametrize("flags", [(4 | 8, 4), (4, 0), (0, 4)])
+def test_another_way_to_make_data_durable(daemon, tmp, flags):
+    """A server that comes back without FUA would lose what it was told to keep; one without FLUSH, or with it, too."""
+    class Other(Server):
+        def flags_for(self, connection):
+            return flags[connection > 0]
+
+    with Other(tmp / "s", SIZE, die_after=1) as s:
+        d = serve(daemon, node(s.path, "reconnect-delay=1,read-only=on", ""), writable=False)
+        h = d.libnbd()
+        assert h.pread(512, 0) == bytes(512)
+        with pytest.raises(nbd.Error):
+            h.pread(512, 0)
+        assert s.connections > 1
+        d.stop()
+        assert "makes data durable in another way" in d.stderr()
+
+
 def test_dies_in_an_answer(daemon, tmp):
     """The stream ends in the middle of a chunk."""
     class Short(Server):

@@ -67,6 +67,9 @@ class Server:
     def size_for(self, connection):
         return self.size
 
+    def flags_for(self, connection):
+        return 0
+
     # --- the protocol
 
     def accept(self):
@@ -109,7 +112,7 @@ class Server:
         s.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
         self.recv(s, 4)
         structured, chosen = False, []
-        flags = 1 | (FLAG_MULTI_CONN if self.multi_conn else 0)
+        flags = 1 | (FLAG_MULTI_CONN if self.multi_conn else 0) | self.flags_for(number)
         size = self.size_for(number)
         while True:
             _, option, length = struct.unpack(">8sII", self.recv(s, 16))
