@@ -7,12 +7,12 @@
 #include "backup/job.h"
 
 #include <assert.h>
-#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/loop.h"
+#include "common/options.h"
 
 void (*job_status_hook)(const struct job *j);
 
@@ -102,17 +102,6 @@ struct job *job_find(const char *id, struct error *err)
 	if (!j)
 		error_set(err, -ENOENT, "Job not found");
 	return j;
-}
-
-/* QEMU's id_wellformed(). */
-static bool id_wellformed(const char *id)
-{
-	if (!isalpha((unsigned char)id[0]))
-		return false;
-	for (; *id; id++)
-		if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
-			return false;
-	return true;
 }
 
 static void job_free(struct job *j)

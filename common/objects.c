@@ -2,7 +2,6 @@
 /* objects: the list of what --object and object-add made. */
 #include "common/objects.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -72,17 +71,6 @@ void object_put(struct object *o)
 	pthread_mutex_unlock(&lock);
 	if (last)
 		object_free(o);
-}
-
-/* QEMU's id_wellformed(). */
-static bool id_wellformed(const char *id)
-{
-	if (!isalpha((unsigned char)id[0]))
-		return false;
-	for (; *id; id++)
-		if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
-			return false;
-	return true;
 }
 
 /* Main loop: nobody adds another meanwhile. */

@@ -4,6 +4,7 @@
  */
 #include "common/options.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -184,4 +185,14 @@ struct json_object *opts_copy(struct json_object *o)
 	struct json_object *copy = NULL;
 
 	return json_object_deep_copy(o, &copy, NULL) == 0 ? copy : NULL;
+}
+
+bool id_wellformed(const char *id)
+{
+	if (!isalpha((unsigned char)id[0]))
+		return false;
+	for (; *id; id++)
+		if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
+			return false;
+	return true;
 }

@@ -53,4 +53,7 @@ int opts_set_path(struct json_object *o, struct json_object *parent, const char 
 /* A deep private copy; NULL when out of memory (or for null). */
 struct json_object *opts_copy(struct json_object *o);
 
+/* QEMU's rule for ids and node names: a letter, then letters, digits, "-", "." and "_". */
+bool id_wellformed(const char *id);
+
 #endif

@@ -6,7 +6,6 @@
  * force-share) and die with it; children given by name were made by somebody
  * else and are only referenced.
  */
-#include <ctype.h>
 #include <errno.h>
 #include <json-c/json.h>
 #include <stdio.h>
@@ -70,22 +69,11 @@ struct node *node_ref(struct node *n)
 	return n;
 }
 
-/* QEMU's id_wellformed(). */
-static bool name_wellformed(const char *name)
-{
-	if (!isalpha((unsigned char)name[0]))
-		return false;
-	for (; *name; name++)
-		if (!isalnum((unsigned char)*name) && !strchr("-._", *name))
-			return false;
-	return true;
-}
-
 static int name_check(struct graph *g, const char *name, struct error *err)
 {
 	struct node *twin;
 
-	if (!name_wellformed(name))
+	if (!id_wellformed(name))
 		return error_set(err, -EINVAL, "Invalid node-name: '%s'", name);
 	if (strlen(name) > NODE_NAME_MAX)
 		return error_set(err, -EINVAL, "Node name too long");

@@ -256,6 +256,17 @@ static int map_below(struct node *n, uint64_t off, uint64_t len, struct extents 
 	return extents_add(x, len - there, EXTENT_ZERO | EXTENT_HOLE | EXTENT_UNALLOCATED, 0) ? 0 : 1;
 }
 
+bool node_is_below(const struct node *n, const struct node *what)
+{
+	if (n == what)
+		return true;
+	for (unsigned c = 0; c < CHILD_COUNT; c++) {
+		if (n->child[c] && node_is_below(n->child[c], what))
+			return true;
+	}
+	return false;
+}
+
 struct node *node_skip_filters(struct node *n)
 {
 	while (n->driver->filter)

@@ -265,6 +265,9 @@ static inline struct node *node_below(const struct node *n)
 	return n->child[n->driver->filter ? CHILD_FILE : CHILD_BACKING];
 }
 
+/* Whether WHAT is N or somewhere below it. */
+bool node_is_below(const struct node *n, const struct node *what);
+
 /* The node that N shows: N itself, or what is below the filters over it. */
 struct node *node_skip_filters(struct node *n);
 

@@ -94,17 +94,6 @@ static void copy_flags(struct node *to, const struct node *from)
 	to->cache_no_flush = from->cache_no_flush;
 }
 
-static bool is_below(const struct node *n, const struct node *what)
-{
-	if (n == what)
-		return true;
-	for (unsigned c = 0; c < CHILD_COUNT; c++) {
-		if (n->child[c] && is_below(n->child[c], what))
-			return true;
-	}
-	return false;
-}
-
 static int other_child(struct reopening *r, const char *key, enum node_child c, const char *name,
 		       struct error *err)
 {
@@ -115,7 +104,7 @@ static int other_child(struct reopening *r, const char *key, enum node_child c, 
 	r->child[c] = child;
 	if (child == n->child[c])
 		return 0;
-	if (is_below(child, n))
+	if (node_is_below(child, n))
 		return error_set(err, -EINVAL, "Making '%s' a %s child of '%s' would create a cycle",
 				 name, key, n->name);
 	if (child->loop != n->loop)
@@ -231,7 +220,7 @@ static int refuse_jobs(const struct node *n, struct error *err)
 
 	pthread_mutex_lock(&g->lock);
 	for (struct node *p = g->nodes; p; p = p->next) {
-		if (p->loop != n->loop || !is_below(p, n))
+		if (p->loop != n->loop || !node_is_below(p, n))
 			continue;
 		for (struct node_use *u = p->uses; u; u = u->next) {
 			if (u->job)

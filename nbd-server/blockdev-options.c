@@ -131,28 +131,6 @@ static const struct qmp_arg rows[] = {
 	{ NULL },
 };
 
-static struct qmp_arg row_of(const char *name)
-{
-	for (const struct qmp_arg *a = rows; a->name; a++) {
-		if (!strcmp(a->name, name))
-			return *a;
-	}
-	return (struct qmp_arg){ name, QMP_ANY };
-}
-
-static struct qmp_arg *rows_of(const struct node_driver *d)
-{
-	struct qmp_arg *v;
-	size_t n = 0;
-
-	while (d->options && d->options[n])
-		n++;
-	v = calloc(n + 1, sizeof(*v));
-	for (size_t i = 0; v && i < n; i++)
-		v[i] = row_of(d->options[i]);
-	return v;
-}
-
 /* Made once; it lasts as long as the process. */
 const struct qmp_case *blockdev_cases(void)
 {
@@ -166,6 +144,6 @@ const struct qmp_case *blockdev_cases(void)
 		n++;
 	cases = calloc(n + 1, sizeof(*cases));
 	for (size_t i = 0; cases && i < n; i++)
-		cases[i] = (struct qmp_case){ node_drivers[i]->name, rows_of(node_drivers[i]) };
+		cases[i] = (struct qmp_case){ node_drivers[i]->name, qmp_rows(rows, node_drivers[i]->options) };
 	return cases ? cases : &none;
 }

@@ -55,23 +55,12 @@ struct stopping {
 	int rc;
 };
 
-static bool is_below(const struct node *n, const struct node *what)
-{
-	if (n == what)
-		return true;
-	for (unsigned c = 0; c < CHILD_COUNT; c++) {
-		if (n->child[c] && is_below(n->child[c], what))
-			return true;
-	}
-	return false;
-}
-
 /* Whether a node is below both: what is done to one reaches what is below it. */
 static bool have_common(const struct node *root, const struct node *n)
 {
 	if (root->loop != n->loop)
 		return false;
-	if (is_below(root, n))
+	if (node_is_below(root, n))
 		return true;
 	for (unsigned c = 0; c < CHILD_COUNT; c++) {
 		if (n->child[c] && have_common(root, n->child[c]))
@@ -188,8 +177,8 @@ static bool goes_before(const struct item *a, const struct item *b)
 	if (a->node == b->node)
 		return false;
 	if (a->read_only && b->read_only)
-		return is_below(a->node, b->node);
-	return !a->read_only && is_below(b->node, a->node);
+		return node_is_below(a->node, b->node);
+	return !a->read_only && node_is_below(b->node, a->node);
 }
 
 static void put_in_order(struct item *v, size_t n)

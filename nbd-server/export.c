@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "common/loop.h"
+#include "common/options.h"
 #include "common/json.h"
 #include "nbd-server/daemon.h"
 #include "common/nbd-proto.h"
@@ -196,18 +197,6 @@ void export_close_all(void)
 
 /* -- the beginning ---------------------------------------------------------- */
 
-static bool is_wellformed_id(const char *id)
-{
-	if (!((*id >= 'a' && *id <= 'z') || (*id >= 'A' && *id <= 'Z')))
-		return false;
-	for (const char *p = id; *p; p++) {
-		if (!((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') ||
-		      (*p >= '0' && *p <= '9') || strchr("-._", *p)))
-			return false;
-	}
-	return true;
-}
-
 static bool name_is_taken(const char *name)
 {
 	for (struct export *e = exports; e; e = e->next) {
@@ -219,7 +208,7 @@ static bool name_is_taken(const char *name)
 
 static int export_check(const struct export_options *o, const char *name, struct error *err)
 {
-	if (!is_wellformed_id(o->id))
+	if (!id_wellformed(o->id))
 		return error_set(err, -EINVAL, "Invalid block export id");
 	if (export_find_id(o->id))
 		return error_set(err, -EEXIST, "Block export id '%s' is already in use", o->id);

@@ -60,28 +60,6 @@ static const struct qmp_arg rows[] = {
 	{ NULL },
 };
 
-static struct qmp_arg row_of(const char *name)
-{
-	for (const struct qmp_arg *a = rows; a->name; a++) {
-		if (!strcmp(a->name, name))
-			return *a;
-	}
-	return (struct qmp_arg){ name, QMP_ANY };
-}
-
-static struct qmp_arg *rows_of(const struct object_class *c)
-{
-	struct qmp_arg *v;
-	size_t n = 0;
-
-	while (c->options && c->options[n])
-		n++;
-	v = calloc(n + 1, sizeof(*v));
-	for (size_t i = 0; v && i < n; i++)
-		v[i] = row_of(c->options[i]);
-	return v;
-}
-
 /* Made once, when all classes are registered; it lasts as long as the process. */
 const struct qmp_case *object_cases(void)
 {
@@ -96,6 +74,6 @@ const struct qmp_case *object_cases(void)
 	cases = calloc(n + 1, sizeof(*cases));
 	n = 0;
 	for (const struct object_class *c = object_class_first(); cases && c; c = c->next)
-		cases[n++] = (struct qmp_case){ c->name, rows_of(c) };
+		cases[n++] = (struct qmp_case){ c->name, qmp_rows(rows, c->options) };
 	return cases ? cases : &none;
 }

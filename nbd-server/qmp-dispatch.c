@@ -229,6 +229,26 @@ int qmp_check(const struct qmp_arg *args, struct json_object *o, bool open, cons
 	return 0;
 }
 
+static struct qmp_arg row_of(const struct qmp_arg *rows, const char *name)
+{
+	while (rows->name && strcmp(rows->name, name))
+		rows++;
+	return rows->name ? *rows : (struct qmp_arg){ name, QMP_ANY };
+}
+
+struct qmp_arg *qmp_rows(const struct qmp_arg *rows, const char *const *names)
+{
+	struct qmp_arg *v;
+	size_t n = 0;
+
+	while (names && names[n])
+		n++;
+	v = calloc(n + 1, sizeof(*v));
+	for (size_t i = 0; v && i < n; i++)
+		v[i] = row_of(rows, names[i]);
+	return v;
+}
+
 /* -- a command line's strings ------------------------------------------------ */
 
 /* *OUT is a new value of A's type made out of V's text, or NULL when V is fine. */

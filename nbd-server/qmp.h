@@ -113,6 +113,10 @@ struct qmp_fds {
  * wait.  NULL: no client. */
 extern struct qmp_fds *qmp_received;
 
+/* The rows of NAMES (NULL-terminated; NULL: none) in ROWS, in a list that the caller
+ * keeps; what has no row may be anything.  NULL when out of memory. */
+struct qmp_arg *qmp_rows(const struct qmp_arg *rows, const char *const *names);
+
 /* A string member of checked arguments; NULL when absent.  Belongs to ARGS. */
 const char *qmp_str(struct json_object *args, const char *name);
 bool qmp_bool(struct json_object *args, const char *name, bool absent);

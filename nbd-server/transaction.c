@@ -81,23 +81,12 @@ struct closing {
 	int rc;				/* 1: closed; 0: not concerned; -errno */
 };
 
-static bool is_below(const struct node *n, const struct node *what)
-{
-	if (n == what)
-		return true;
-	for (unsigned c = 0; c < CHILD_COUNT; c++) {
-		if (n->child[c] && is_below(n->child[c], what))
-			return true;
-	}
-	return false;
-}
-
 static bool concerns(const struct action *a, const struct node *root)
 {
-	if (a->node && is_below(root, a->node))
+	if (a->node && node_is_below(root, a->node))
 		return true;
 	for (unsigned i = 0; i < a->n_sources; i++) {
-		if (is_below(root, a->sources[i]))
+		if (node_is_below(root, a->sources[i]))
 			return true;
 	}
 	return false;
