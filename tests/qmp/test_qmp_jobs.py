@@ -125,7 +125,7 @@ def test_the_daemon_ends_with_a_job(bare, tmp):
         "driver": "file", "filename": str(tmp / "a"), "size": 64 << 30, "preallocation": "full"}})
     assert states(bare, "j", 2) == ["created", "running"]
     bare.stop()
-    assert os.stat(tmp / "a").st_blocks < 64 << 21
+    assert not (tmp / "a").exists() or os.stat(tmp / "a").st_blocks < 64 << 21
 
 
 def test_results_are_as_the_schema_says(bare, tmp):
