@@ -105,6 +105,20 @@ struct json_object *iothread_query(void)
 	return list;
 }
 
+unsigned iothreads_count(void)
+{
+	unsigned n = 0;
+
+	while (n < IOTHREADS_MAX && threads[n].loop)
+		n++;
+	return n;
+}
+
+struct loop *iothreads_at(unsigned i)
+{
+	return threads[i].loop;
+}
+
 void iothreads_each(void (*fn)(void *arg), void *arg)
 {
 	for (unsigned i = 0; i < IOTHREADS_MAX; i++) {

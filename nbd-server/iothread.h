@@ -18,6 +18,11 @@ struct json_object *iothread_query(void);
 /* Runs FN on each of their loops, one after another.  Coroutine. */
 void iothreads_each(void (*fn)(void *arg), void *arg);
 
+/* Main loop: how many there are.  None goes before the end, so that any thread may ask
+ * for the loops below that number. */
+unsigned iothreads_count(void);
+struct loop *iothreads_at(unsigned i);
+
 /* At the end of the process, when no node is left. */
 void iothreads_end(void);
 

@@ -20,6 +20,7 @@
 #include "common/loop.h"
 #include "nbd-server/daemon.h"
 #include "nbd-server/export.h"
+#include "nbd-server/iothread.h"
 
 static void notify(const char *lines)
 {
@@ -50,7 +51,8 @@ static struct watchdog {
 	struct loop_timer timer;
 	struct loop_msg round;		/* goes from loop to loop */
 	uint64_t every;			/* ns; 0: the manager does not ask */
-	unsigned at;			/* index of the disk loop that has the message */
+	unsigned at;			/* index of the loop that has the message: disk loops … */
+	unsigned n_iothreads;		/* … and then so many iothreads */
 } watchdog;
 
 static void watchdog_due(struct loop_timer *t);
@@ -64,18 +66,22 @@ static void watchdog_back(struct loop_msg *m)
 static void watchdog_pass(struct loop_msg *m)
 {
 	struct daemon *d = &the_daemon;
+	unsigned i = watchdog.at++;
 
-	if (watchdog.at < d->n_disk_loops) {
-		loop_post(d->disk_loops[watchdog.at++], m);
-		return;
+	if (i < d->n_disk_loops) {
+		loop_post(d->disk_loops[i], m);
+	} else if (i < d->n_disk_loops + watchdog.n_iothreads) {
+		loop_post(iothreads_at(i - d->n_disk_loops), m);
+	} else {
+		m->fn = watchdog_back;
+		loop_post(d->main, m);
 	}
-	m->fn = watchdog_back;
-	loop_post(d->main, m);
 }
 
 static void watchdog_due(struct loop_timer *t)
 {
 	watchdog.at = 0;
+	watchdog.n_iothreads = iothreads_count();
 	watchdog.round.fn = watchdog_pass;
 	watchdog_pass(&watchdog.round);
 }

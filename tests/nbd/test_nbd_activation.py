@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sockets that others made (systemd, libnbd), what the service manager is told, and vsock."""
 
+import contextlib
+import ctypes
 import fcntl
 import os
 import re
@@ -212,8 +214,44 @@ def test_notify_only_when_it_serves(activated, tmp):
         assert "READY" not in lines_of(manager)          # STOPPING it is
 
 
+@contextlib.contextmanager
+def stopped(pid, name):
+    """The process's thread of that name stands still."""
+    tid, = [int(t) for t in os.listdir(f"/proc/{pid}/task") if content(f"/proc/{pid}/task/{t}/comm") == name]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(16, tid, None, None):                 # PTRACE_ATTACH
+        pytest.skip("no thread can be stopped here")
+    os.waitpid(tid, 0x40000000)                          # __WALL
+    try:
+        yield
+    finally:
+        libc.ptrace(17, tid, None, None)                 # PTRACE_DETACH
+
+
+def content(path):
+    with open(path) as f:
+        return f.read().strip()
+
+
+@pytest.mark.parametrize("thread", ["disk1", "IO x"])
+def test_watchdog_asks_every_loop(activated, tmp, thread):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp / "notify"))
+        manager.settimeout(20)
+        a = activated("--loops", "2", "--object", "iothread,id=x", "-r", raw(tmp),
+                      env={"NOTIFY_SOCKET": str(tmp / "notify"), "WATCHDOG_USEC": "100000"})
+        assert "READY" in lines_of(manager)
+        with stopped(a.proc.pid, thread):
+            manager.settimeout(0.7)
+            with pytest.raises(TimeoutError):
+                for _ in range(5):                       # some may be on their way
+                    lines_of(manager)
+        manager.settimeout(20)
+        assert lines_of(manager) == {"WATCHDOG": "1"}
+        assert a.end() == 0
+
+
 def test_watchdog(activated, tmp):
-    """Pinged while all loops turn, and not any more when the process stands still."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp / "notify"))
         manager.settimeout(20)
