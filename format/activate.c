@@ -72,14 +72,11 @@ static int deactivate(struct node *n, struct error *err)
 	return 0;
 }
 
-static int activate(struct node *n, struct error *err)
+/* N alone: its children are active. */
+static int activate_one(struct node *n, struct error *err)
 {
-	int rc = 0;
+	int rc;
 
-	for (unsigned c = 0; c < CHILD_COUNT && !rc; c++)
-		rc = n->child[c] ? activate(n->child[c], err) : 0;
-	if (rc || !n->inactive)
-		return rc;
 	n->inactive = false;
 	rc = node_use_refresh(n, err);
 	if (!rc)
@@ -91,6 +88,29 @@ static int activate(struct node *n, struct error *err)
 	}
 	n->wants_write = false;
 	return 0;
+}
+
+/* All of it or nothing. */
+static int activate(struct node *n, struct error *err)
+{
+	bool was_inactive[CHILD_COUNT] = { false };
+	int rc = 0;
+
+	for (unsigned c = 0; c < CHILD_COUNT && !rc; c++) {
+		struct node *child = n->child[c];
+
+		was_inactive[c] = child && child->inactive;
+		rc = child ? activate(child, err) : 0;
+	}
+	if (!rc && n->inactive)
+		rc = activate_one(n, err);
+	for (unsigned c = 0; c < CHILD_COUNT && rc; c++) {
+		struct node *child = n->child[c];
+
+		if (was_inactive[c] && !node_has_active_parent(child) && !has_active_user(child))
+			deactivate(child, NULL);
+	}
+	return rc;
 }
 
 int node_set_active(struct node *n, bool active, struct error *err)

@@ -205,7 +205,8 @@ static void compare_flags(struct reopening *r)
 static int refuse_writers(const struct reopening *r, struct error *err)
 {
 	for (struct node_use *u = r->node->uses; u; u = u->next) {
-		if (r->settings.read_only && (u->perm & (PERM_WRITE | PERM_RESIZE)))
+		if (r->settings.read_only &&
+		    (u->perm & (PERM_WRITE | PERM_WRITE_UNCHANGED | PERM_RESIZE)))
 			return error_set(err, -EPERM, "Read-only block node '%s' cannot support read-write users",
 					 r->node->name);
 	}

@@ -271,18 +271,18 @@ const struct qmp_arg args_set_active[] = {
 	{ NULL },
 };
 
-static void activate_on_loop(void *arg)
-{
-	struct item *i = arg;
-
-	i->rc = node_set_active(i->node, true, i->err);
-}
-
 static void note_on_loop(void *arg)
 {
 	struct item *i = arg;
 
 	i->was_active = !i->node->inactive;
+}
+
+static void activate_on_loop(void *arg)
+{
+	struct item *i = arg;
+
+	i->rc = node_set_active(i->node, true, i->err);
 }
 
 /* Of all nodes, those go by themselves that no other needs. */
@@ -293,17 +293,6 @@ static void deactivate_on_loop(void *arg)
 	if (!i->opts && node_has_active_parent(i->node))
 		return;
 	i->rc = node_set_active(i->node, false, i->err);
-}
-
-static int activate_all(struct item *v, size_t n, struct error *err)
-{
-	for (size_t i = 0; i < n; i++) {
-		v[i].err = err;
-		loop_call(v[i].node->loop, activate_on_loop, &v[i]);
-		if (v[i].rc)
-			return v[i].rc;
-	}
-	return 0;
 }
 
 /* What had gone before one refused; the error stays that one's. */
@@ -332,6 +321,36 @@ static int deactivate_all(struct item *v, size_t n, struct error *err)
 		rc = v[i].rc;
 		if (rc) {
 			reactivate(v, n);
+			return rc;
+		}
+	}
+	return 0;
+}
+
+/* Newer nodes first: what others need goes with the last of them. */
+static void deactivate_again(struct item *v, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		struct error ignored = ERROR_INIT;
+
+		v[i].err = &ignored;
+		if (!v[i].was_active)
+			loop_call(v[i].node->loop, deactivate_on_loop, &v[i]);
+	}
+}
+
+static int activate_all(struct item *v, size_t n, struct error *err)
+{
+	for (size_t i = 0; i < n; i++)
+		loop_call(v[i].node->loop, note_on_loop, &v[i]);
+	for (size_t i = 0; i < n; i++) {
+		int rc;
+
+		v[i].err = err;
+		loop_call(v[i].node->loop, activate_on_loop, &v[i]);
+		rc = v[i].rc;
+		if (rc) {
+			deactivate_again(v, n);
 			return rc;
 		}
 	}

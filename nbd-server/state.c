@@ -291,17 +291,43 @@ static int change_replace(struct json_object *graph, enum state_kind kind, struc
 	return rc;
 }
 
-static void change_remove(struct json_object *graph, enum state_kind kind, struct json_object *args,
-			  struct state_change *c)
+/* An iothread goes before the exports that it was asked for; the next process serves
+ * their disks on another thread. */
+static int forget_iothread(struct json_object *graph, const char *id)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < json_object_array_length(graph) && !rc; i++) {
+		struct json_object *e = json_object_array_get_idx(graph, i), *args;
+		const char *of = string_in(state_entry_args(e), "iothread");
+
+		if (!state_entry_is(e, STATE_EXPORT) || !of || strcmp(of, id))
+			continue;
+		args = opts_copy(state_entry_args(e));
+		if (args) {
+			json_object_object_del(args, "iothread");
+			json_object_object_del(args, "fixed-iothread");
+		}
+		rc = args ? state_put(graph, STATE_EXPORT, state_entry_key(e), args) : -ENOMEM;
+		json_object_put(args);
+	}
+	return rc;
+}
+
+static int change_remove(struct json_object *graph, enum state_kind kind, struct json_object *args,
+			 struct state_change *c, struct error *err)
 {
 	const char *key = string_in(args, kinds[kind].key);
 	int at = key ? state_find(graph, kind, key) : -1;
 
 	if (at < 0)
-		return;
+		return 0;
+	if (kind == STATE_OBJECT && forget_iothread(graph, key))
+		return error_set(err, -ENOMEM, "Out of memory");
 	c->forgets_missing = json_object_object_get_ex(json_object_array_get_idx(graph, (size_t)at),
 						       "missing", NULL);
 	json_object_array_del_idx(graph, (size_t)at, 1);
+	return 0;
 }
 
 static void change_clear(struct json_object *graph)
@@ -367,8 +393,7 @@ static int change(const struct recorded *r, struct json_object *args, struct sta
 	case ACTIVE:
 		return change_active(c->next, args, err);
 	case REMOVE:
-		change_remove(c->next, r->kind, args, c);
-		return 0;
+		return change_remove(c->next, r->kind, args, c, err);
 	case CLEAR:
 		change_clear(c->next);
 		return 0;

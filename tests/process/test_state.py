@@ -501,3 +501,14 @@ def test_a_passed_connection_is_not_kept(kept):
     d = kept.start()
     refused = d.qmp.error("blockdev-add", {"driver": "nbd", "node-name": "n", "server": {"type": "fd", "str": "0"}})
     assert "a passed descriptor" in refused[1]
+
+
+def test_an_iothread_that_went_before_its_export(kept):
+    d = kept.start()
+    d.qmp.cmd("object-add", {"qom-type": "iothread", "id": "t"})
+    make(d, kept.image(), iothread="t", **{"fixed-iothread": True})
+    d.qmp.cmd("object-del", {"id": "t"})
+    d.kill()
+    d = kept.start()
+    assert exports(d) == ["v"] and d.qmp.cmd("query-iothreads") == []
+    d.libnbd("v").pwrite(b"w" * 512, 0)

@@ -183,3 +183,22 @@ def test_clients_of_what_is_below_wait_too(daemon, tmp, active):
     assert nodes(d)["q"] == (active, False) and len(results) == (8 if active else 16)
     set_active(d, True, "r")
     h.pwrite(b"w" * 512, 0)
+
+
+def test_what_cannot_become_active_leaves_its_children_alone(daemon, tmp):
+    """Somebody else writes to one of two images: neither is taken back."""
+    d = daemon.start()
+    base, top = tools.create(tmp / "base", "4M"), tools.create(tmp / "top", "4M")
+    for n in [{"driver": "qcow2", "node-name": "base", "file": {"driver": "file", "node-name": "bf", "filename": base}},
+              {"driver": "file", "node-name": "tf", "filename": top},
+              {"driver": "qcow2", "node-name": "q", "file": "tf", "backing": "base"}]:
+        d.qmp.cmd("blockdev-add", n)
+    set_active(d, False)
+    other = daemon.serve(base)
+    assert d.qmp.error("blockdev-set-active", {"node-name": "q", "active": True})[1].startswith("Failed to get")
+    assert {active for active, _ in nodes(d).values()} == {False}
+    assert d.qmp.error("blockdev-set-active", {"active": True})[1].startswith("Failed to get")
+    assert {active for active, _ in nodes(d).values()} == {False}
+    other.stop()
+    set_active(d, True, "q")
+    assert {active for active, _ in nodes(d).values()} == {True}

@@ -271,7 +271,7 @@ def test_refused_after_the_size_below_changed(daemon, tmp):
     tools.qemu_io(str(tmp / "r.raw"), "write -P 7 0 64k", fmt="raw")
     for n in [{"driver": "file", "node-name": "f", "filename": str(tmp / "r.raw")},
               {"driver": "raw", "node-name": "a", "file": "f"}, {"driver": "raw", "node-name": "b", "file": "f"},
-              {"driver": "copy-on-read", "node-name": "c", "file": "a"}]:
+              {"driver": "raw", "node-name": "c", "file": "a"}]:
         d.qmp.cmd("blockdev-add", n)
     d.qmp.cmd("block_resize", {"node-name": "b", "size": MIB})
     assert d.qmp.error("blockdev-reopen", {"options": [
@@ -280,3 +280,16 @@ def test_refused_after_the_size_below_changed(daemon, tmp):
     assert node(d, "a")["drv"] == "raw" and not node(d, "a")["ro"]
     d.qmp.cmd("block-export-add", {"type": "nbd", "id": "e", "node-name": "c", "name": "c"})
     assert d.libnbd("c").pread(2, 0) == b"\x07\x07"
+
+
+@pytest.mark.merino_only
+def test_below_copy_on_read_nothing_becomes_read_only(daemon, tmp):
+    """It writes what it has read: QEMU's permission "write unchanged"."""
+    d = daemon.start()
+    tools.create(tmp / "r.raw", "2M", "raw")
+    for n in [{"driver": "file", "node-name": "f", "filename": str(tmp / "r.raw")},
+              {"driver": "raw", "node-name": "a", "file": "f"}, {"driver": "copy-on-read", "node-name": "c", "file": "a"}]:
+        d.qmp.cmd("blockdev-add", n)
+    assert d.qmp.error("blockdev-reopen", {"options": [
+        {"driver": "raw", "node-name": "a", "file": "f", "read-only": True}]})[1] == (
+        "Read-only block node 'a' cannot support read-write users")
