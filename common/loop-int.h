@@ -42,7 +42,7 @@ struct loop_workers {
 	pthread_cond_t wake;
 	struct loop_work *head, *tail;
 	pthread_t threads[LOOP_WORKERS_MAX];
-	unsigned n, idle;
+	unsigned n, idle, max;
 	unsigned queued;		/* jobs in the list: idle threads that are spoken for */
 	bool stop;
 	/* The loop's own, without the lock: what goes to the threads at the end of the turn. */
@@ -97,6 +97,8 @@ int loop_ring_open(struct io_uring *ring);
 void loop_unwatch_fd(struct loop *l, int fd);
 
 void loop_workers_init(struct loop_workers *w);
+/* With a ring, most jobs compute: not many more at a time than there are processors. */
+void loop_workers_limit(struct loop_workers *w);
 /* On the loop's thread. */
 void loop_workers_stop(struct loop_workers *w);
 /* loop_post() for a thread that the loop outlives. */

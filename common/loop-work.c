@@ -9,6 +9,7 @@
  */
 #include "common/loop-int.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -64,11 +65,11 @@ static void loop_workers_start(struct loop_workers *w)
 	unsigned free = w->idle;
 	sigset_t all, old;
 
-	if (free >= w->queued || w->n == LOOP_WORKERS_MAX)
+	if (free >= w->queued || w->n >= w->max)
 		return;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	while (free++ < w->queued && w->n < LOOP_WORKERS_MAX &&
+	while (free++ < w->queued && w->n < w->max &&
 	       !pthread_create(&w->threads[w->n], NULL, loop_worker, w))
 		w->n++;
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -140,7 +141,7 @@ void loop_work(void (*fn)(void *arg), void *arg)
 	else
 		w->fresh = &job;
 	w->fresh_tail = &job;
-	if (++w->n_fresh == LOOP_WORKERS_MAX)
+	if (++w->n_fresh >= w->max)
 		loop_hand_over(w);
 	else
 		loop_hook_queue(&w->hook, loop_work_hook);
@@ -152,6 +153,16 @@ void loop_workers_init(struct loop_workers *w)
 {
 	pthread_mutex_init(&w->lock, NULL);
 	pthread_cond_init(&w->wake, NULL);
+	w->max = LOOP_WORKERS_MAX;
+}
+
+/* Two at the least: one may have to wait for the storage. */
+void loop_workers_limit(struct loop_workers *w)
+{
+	cpu_set_t cpus;
+
+	if (!sched_getaffinity(0, sizeof(cpus), &cpus))
+		w->max = (unsigned)max_u64(2, min_u64(CPU_COUNT(&cpus), LOOP_WORKERS_MAX));
 }
 
 void loop_workers_renew(void)

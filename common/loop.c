@@ -505,7 +505,9 @@ int loop_run(struct loop *l)
 
 	loop_current = l;
 	l->uring = rc == 0;
-	if (!l->uring)
+	if (l->uring)
+		loop_workers_limit(&l->workers);
+	else
 		log_warning("io_uring is not available here (%s): loop %s works with poll and threads, slower",
 			    strerror(-rc), l->name);
 	loop_watch(l, &l->mail_op, l->mail_fd, POLLIN);
