@@ -115,10 +115,12 @@ static bool makes_sense(const struct qcow2 *s, const struct crashlog_record *r)
 	       checked_range(first, n, limit);
 }
 
-/* What R refers to is in use, whatever the refcounts say. */
+/* What R refers to is in use, whatever the refcounts say.  Compressed clusters share
+ * theirs: each record may be one reference more. */
 static int count_record(struct qcow2 *s, const struct crashlog_record *r)
 {
-	uint64_t first = 0, n = clusters_of(s, r, &first);
+	bool packed = r->kind == CRASHLOG_L2 && r->entry & QCOW2_COMPRESSED;
+	uint64_t first = 0, n = clusters_of(s, r, &first), refs;
 	struct slice *sl;
 	int rc = 0;
 
@@ -126,8 +128,9 @@ static int count_record(struct qcow2 *s, const struct crashlog_record *r)
 		rc = refcount_slice(s, i, &sl);
 		if (rc)
 			break;
-		if (!refcount_get(s, sl, i))
-			refcount_set(s, sl, i, 1);
+		refs = refcount_get(s, sl, i);
+		if (!refs || (packed && refs < refcount_max(s)))
+			refcount_set(s, sl, i, refs + 1);
 		cache_unpin(&s->ref, sl);
 	}
 	return rc == -ENOENT ? -EINVAL : rc;
