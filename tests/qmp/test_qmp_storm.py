@@ -157,6 +157,7 @@ def storm(daemon, tmp, seed, seconds):
             tools.check(str(tmp / name))
 
 
+@pytest.mark.soak
 def test_storm(daemon, tmp):
     storm(daemon, tmp, "short", 3)
 
