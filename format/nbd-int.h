@@ -103,6 +103,7 @@ struct nbd_attempt {
 	struct loop_timer limit;	/* of connecting and the handshake */
 	struct loop_timer nap;		/* between two tries */
 	struct co_queue napping;
+	struct parting *parting;	/* who cancelled it waits a moment for its end; NULL: nobody */
 	struct error err;
 };
 

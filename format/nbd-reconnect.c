@@ -19,6 +19,7 @@
 
 #define NAP_FIRST 50000000ull		/* ns between two tries, at first … */
 #define NAP_LAST 4000000000ull		/* … and at last */
+#define PARTING_NS 200000000ull		/* how long a node that closes waits for a try to notice */
 
 struct nbd_attempt *nbd_attempt_new(struct nbd *s)
 {
@@ -132,6 +133,26 @@ static bool attempt_once(struct nbd_attempt *a)
 	return false;
 }
 
+/* A node that closes waits for its attempt to end, for a moment. */
+struct parting {
+	struct loop_timer timer;
+	struct co_queue queue;
+	struct nbd_attempt *attempt;	/* NULL: the wait is over */
+};
+
+static void parting_end(struct parting *p)
+{
+	if (p->attempt)
+		p->attempt->parting = NULL;
+	p->attempt = NULL;
+	co_queue_wake_all(&p->queue);
+}
+
+static void parting_over(struct loop_timer *t)
+{
+	parting_end((struct parting *)t);
+}
+
 static void attempt_run(void *arg)
 {
 	struct nbd_attempt *a = arg;
@@ -151,6 +172,8 @@ static void attempt_run(void *arg)
 			log_info("nbd connection is back node='%s'", a->owner->node->name);
 		a->owner->attempt = NULL;
 	}
+	if (a->parting)
+		parting_end(a->parting);
 	nbd_attempt_free(a);
 }
 
@@ -173,6 +196,19 @@ static void attempt_start(struct nbd *s)
 	nbd_attempt_free(a);
 }
 
+/* A try whose socket was shut down ends in this turn or the next; one that waits for a
+ * name server is left alone with what it holds. */
+static void part(struct nbd_attempt *a)
+{
+	struct parting p = { .attempt = a };
+
+	a->parting = &p;
+	loop_timer_set(&p.timer, loop_now() + PARTING_NS, parting_over);
+	co_queue_wait(&p.queue);
+	if (p.timer.armed)
+		loop_timer_cancel(&p.timer);
+}
+
 void nbd_attempt_cancel(struct nbd *s)
 {
 	struct nbd_attempt *a = s->attempt;
@@ -185,6 +221,8 @@ void nbd_attempt_cancel(struct nbd *s)
 	if (a->fd >= 0)
 		shutdown(a->fd, SHUT_RDWR);
 	co_queue_wake_all(&a->napping);
+	if (loop_self() && co_self())
+		part(a);
 }
 
 static void give_up(struct loop_timer *t)

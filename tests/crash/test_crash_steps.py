@@ -77,7 +77,8 @@ def serve_and_die(daemon, killer, tmp, at, how):
     count.write_bytes(bytes(8))
     may = [{1} for _ in range(SIZE // BLOCK)]
     env = {"LD_PRELOAD": str(killer), "KILLER_COUNT": str(count), "KILLER_AT": str(at), "KILLER_HOW": how,
-           "MERINO_IO": "threads"}
+           "MERINO_IO": "threads", "ASAN_OPTIONS": "verify_asan_link_order=0"}
+    before = {key: os.environ.get(key) for key in env}
     os.environ.update(env)
     try:
         d = daemon.serve(tmp / "image", blockdev="l2-cache-entry-size=512")
@@ -89,8 +90,11 @@ def serve_and_die(daemon, killer, tmp, at, how):
     else:
         assert not at, f"it did not die at call {at}"
     finally:
-        for key in env:
-            del os.environ[key]
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
         for d in daemon.all:
             d.kill()
     return may, struct.unpack("<Q", count.read_bytes())[0]

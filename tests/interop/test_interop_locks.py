@@ -17,7 +17,11 @@ def held(pid, path):
     inode = os.stat(path).st_ino
     found = set()
     for fd in pathlib.Path(f"/proc/{pid}/fdinfo").iterdir():
-        for line in fd.read_text().splitlines():
+        try:
+            text = fd.read_text()
+        except FileNotFoundError:
+            continue                                     # closed meanwhile
+        for line in text.splitlines():
             if not line.startswith("lock:"):
                 continue
             _, _, kind, _, access, _, where, first, last = line.split()

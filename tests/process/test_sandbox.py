@@ -159,6 +159,7 @@ def test_without_a_monitor_it_shuts_itself_in(daemon, tmp, engine, monkeypatch):
     if engine == "threads":
         monkeypatch.setenv("MERINO_IO", "threads")
     calls = tmp / "calls"
+    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")  # leaks cannot be looked for under a tracer
     monkeypatch.setenv("MERINOD_WRAPPER", f"{tools.need('strace')} -D -f -qq -o {calls} "
                                           "-e trace=landlock_restrict_self,openat,unlink,unlinkat")
     path = image(tmp, backing=tools.create(tmp / "base.qcow2", "1M"))
