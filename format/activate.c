@@ -38,6 +38,18 @@ bool node_has_active_parent(const struct node *n)
 	return false;
 }
 
+int node_refresh_parents(const struct node *n, struct error *err)
+{
+	int rc = 0;
+
+	for (const struct node_use *u = n->uses; u && !rc; u = u->next) {
+		struct node *p = parent_of(n, u);
+
+		rc = p ? node_use_refresh(p, err) : 0;
+	}
+	return rc;
+}
+
 /* Others than nodes that use it, and want it active. */
 static bool has_active_user(const struct node *n)
 {

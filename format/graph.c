@@ -307,6 +307,12 @@ int node_attach_child(struct node *n, struct node *child, enum node_child c, str
 	unsigned perm = 0, shared = PERM_ALL;
 	int rc;
 
+	if (child->inactive && !n->inactive) {
+		rc = error_set(err, -EPERM, "Inactive '%s' can't be a %s child of active '%s'",
+			       child->name, child_names[c], n->name);
+		node_unref(child);
+		return rc;
+	}
 	n->child[c] = child;
 	n->driver->child_perm(n, c, 0, PERM_ALL, &perm, &shared);
 	rc = node_use_add(&n->child_use[c], child, perm, shared, err, "node '%s' as '%s'",

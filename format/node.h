@@ -217,6 +217,8 @@ int node_set_writable(struct node *n, bool writable, struct error *err);
 /* activate.c: the node, and what is below it for nobody else.  The gates above are closed. */
 int node_set_active(struct node *n, bool active, struct error *err);
 bool node_has_active_parent(const struct node *n);
+/* What the nodes above do with N may follow from whether N is read only: copy-on-read. */
+int node_refresh_parents(const struct node *n, struct error *err);
 /* What node_reopen() would change nothing with; the caller owns it. */
 struct json_object *node_present_options(const struct node *n);
 /* For reopen.c: the options that all drivers have, but node-name, into N's flags; and a

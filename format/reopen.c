@@ -321,7 +321,9 @@ static int open_and_permit(struct node *n, const struct node *flags, struct json
 		if (child[c])
 			freeze(child[c], false);
 	}
-	return rc ? rc : node_use_refresh(n, err);
+	if (!rc)
+		rc = node_use_refresh(n, err);
+	return rc ? rc : node_refresh_parents(n, err);
 }
 
 static int close_and_open(struct reopening *r, struct error *err)
@@ -369,9 +371,13 @@ static int open_beside(struct reopening *r, struct error *err)
 
 	copy_flags(&old_flags, r->node);
 	copy_flags(r->node, &r->settings);
-	rc = r->node->driver->reopen(r->node, err);
-	if (rc)
+	rc = node_refresh_parents(r->node, err);
+	if (!rc)
+		rc = r->node->driver->reopen(r->node, err);
+	if (rc) {
 		copy_flags(r->node, &old_flags);
+		node_refresh_parents(r->node, NULL);
+	}
 	return rc;
 }
 

@@ -246,13 +246,15 @@ static int set_drive(struct export *e, struct json_object *value, struct error *
 	if (!s.node)
 		return error_set(err, -ENOENT, "Cannot find device='' nor node-name='%s'",
 				 json_object_get_string(value));
-	if (e->writable && s.node->read_only) {
+	if (e->writable && s.node->read_only && !s.node->wants_write) {
 		command_node_unref(s.node);
 		return error_set(err, -EROFS, "Block node is read-only");
 	}
 	strcpy(name, s.node->name);
 	export_ref(e);
 	rc = node_move(s.node, e->loop, err);
+	if (!rc && s.node->inactive && !e->use->allow_inactive)
+		rc = command_node_activate(name, err);
 	if (!rc)
 		rc = set_node(&s);
 	if (!rc)

@@ -38,10 +38,8 @@ bool state_entry_is(struct json_object *entry, enum state_kind kind);
 /* Why ARGS cannot be kept: what they have inside; NULL: they can. */
 const char *state_unkeepable(enum state_kind kind, struct json_object *args);
 
-/* state-active.c: what blockdev-set-active of the node NAME (NULL: of all) does; and what
- * an export of ARGS does, which needs its node active.  0 or -ENOMEM. */
-int state_set_active(struct json_object *graph, const char *name, bool active);
-int state_activate_for(struct json_object *graph, struct json_object *args);
+/* state-active.c: GRAPH has the nodes inactive that are so now.  0 or -ENOMEM. */
+int state_follow_nodes(struct json_object *graph, bool *changed);
 
 /* state-file.c */
 int state_file_open(struct state *s, struct error *err);

@@ -245,8 +245,7 @@ static int change_add(struct json_object *graph, enum state_kind kind, struct js
 	if (what)
 		rc = error_set(err, -ENOTSUP, "%s '%s' is made of %s, which --state cannot keep; "
 			       "give it in the configuration", kinds[kind].name, key ? key : "", what);
-	else if (key && (state_put(graph, kind, key, args) ||
-			 (kind == STATE_EXPORT && state_activate_for(graph, args))))
+	else if (key && state_put(graph, kind, key, args))
 		rc = error_set(err, -ENOMEM, "Out of memory");
 	free(key);
 	return rc;		/* without a key the command will be refused */
@@ -374,14 +373,6 @@ static int change_move(struct json_object *graph, struct json_object *args, stru
 	return rc;
 }
 
-static int change_active(struct json_object *graph, struct json_object *args, struct error *err)
-{
-	bool active = json_object_get_boolean(json_object_object_get(args, "active"));
-
-	return state_set_active(graph, string_in(args, "node-name"), active)
-		? error_set(err, -ENOMEM, "Out of memory") : 0;
-}
-
 static int change(const struct recorded *r, struct json_object *args, struct state_change *c,
 		  struct error *err)
 {
@@ -391,7 +382,7 @@ static int change(const struct recorded *r, struct json_object *args, struct sta
 	case REPLACE:
 		return change_replace(c->next, r->kind, args, err);
 	case ACTIVE:
-		return change_active(c->next, args, err);
+		return 0;		/* known when it has run */
 	case REMOVE:
 		return change_remove(c->next, r->kind, args, c, err);
 	case CLEAR:
@@ -424,7 +415,43 @@ int state_prepare(const char *command, struct json_object *args, struct state_ch
 		json_object_put(c->next);
 		c->next = NULL;
 	}
+	c->activates = r->effect == ACTIVE || r->kind == STATE_EXPORT;
 	return rc;
+}
+
+/* A command that failed may have left nodes active; none of the rest has happened. */
+static void undo(struct state_change *c)
+{
+	struct error err = ERROR_INIT;
+	bool changed = false;
+	int rc = 0;
+
+	json_object_put(c->next);
+	c->next = NULL;
+	if (c->activates)
+		rc = state_follow_nodes(the_state.graph, &changed);
+	if (!rc && changed)
+		rc = state_file_write(&the_state, the_state.graph, &err);
+	if (!rc && changed)
+		rc = state_file_commit(&the_state, &err);
+	else
+		state_file_drop(&the_state);
+	if (rc)
+		log_error("state not written: %s", err.code ? err.text : "Out of memory");
+}
+
+static int commit(struct state_change *c, struct error *err)
+{
+	bool changed = false;
+	int rc = 0;
+
+	if (c->activates && state_follow_nodes(c->next, &changed))
+		rc = error_set(err, -ENOMEM, "Out of memory");
+	if (!rc && changed)
+		rc = state_file_write(&the_state, c->next, err);
+	json_object_put(the_state.graph);
+	the_state.graph = c->next;
+	return rc ? rc : state_file_commit(&the_state, err);
 }
 
 int state_finish(struct state_change *c, int rc, struct error *err)
@@ -436,13 +463,10 @@ int state_finish(struct state_change *c, int rc, struct error *err)
 		*err = (struct error)ERROR_INIT;
 	}
 	if (rc) {
-		state_file_drop(&the_state);
-		json_object_put(c->next);
+		undo(c);
 		return rc;
 	}
-	json_object_put(the_state.graph);
-	the_state.graph = c->next;
-	rc = state_file_commit(&the_state, err);
+	rc = commit(c, err);
 	if (rc)
 		error_prefix(err, "done, but it will not outlive this process: ");
 	return rc;
@@ -461,10 +485,14 @@ int state_open(const struct state_options *o, struct error *err)
 
 int state_started(struct error *err)
 {
+	bool changed;
 	int rc;
 
 	if (!state_is_on())
 		return 0;
+	rc = state_follow_nodes(the_state.graph, &changed);	/* exports activate theirs */
+	if (rc)
+		return error_set(err, rc, "Out of memory");
 	rc = state_file_write(&the_state, the_state.graph, err);
 	if (!rc)
 		rc = state_file_commit(&the_state, err);

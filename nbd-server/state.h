@@ -47,6 +47,7 @@ void state_close(void);
 struct state_change {
 	struct json_object *next;	/* the graph afterwards */
 	bool forgets_missing;		/* it removes what this start could not make */
+	bool activates;			/* it may change which nodes are inactive */
 };
 
 /* Before COMMAND runs with ARGS: refuses what cannot be kept, and sees to it that

@@ -512,3 +512,25 @@ def test_an_iothread_that_went_before_its_export(kept):
     d = kept.start()
     assert exports(d) == ["v"] and d.qmp.cmd("query-iothreads") == []
     d.libnbd("v").pwrite(b"w" * 512, 0)
+
+
+def test_activity_is_kept_as_the_nodes_have_it(kept):
+    """What a refused command has made active; what an option's export has; one inside that is active alone."""
+    d = kept.start()
+
+    def active():
+        return {n["node-name"]: n["active"] for n in d.qmp.cmd("query-named-block-nodes")}
+
+    path = kept.image()
+    d.qmp.cmd("blockdev-add", {"driver": "qcow2", "node-name": "v", "active": False, "file": {
+        "driver": "file", "node-name": "f", "filename": path}})
+    d.qmp.cmd("blockdev-set-active", {"node-name": "f", "active": True})
+    assert active() == {"v": False, "f": True}
+    d.kill()
+    d = kept.start()
+    assert active() == {"v": False, "f": True}
+    assert "Bitmap 'none' is not found" in d.qmp.error("block-export-add", export("v", bitmaps=["none"]))[1]
+    before = active()
+    d.kill()
+    d = kept.start()
+    assert active() == before

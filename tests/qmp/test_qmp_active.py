@@ -202,3 +202,25 @@ def test_what_cannot_become_active_leaves_its_children_alone(daemon, tmp):
     other.stop()
     set_active(d, True, "q")
     assert {active for active, _ in nodes(d).values()} == {True}
+
+
+def test_active_nodes_have_active_children(disk):
+    set_active(disk, False)
+    for more, child in [({"driver": "raw", "file": "q"}, "file"),
+                        ({"driver": "copy-on-read", "file": "q"}, "file")]:
+        assert disk.qmp.error("blockdev-add", {"node-name": "p", **more})[1] == (
+            f"Inactive 'q' can't be a {child} child of active 'p'")
+    disk.qmp.cmd("blockdev-add", {"driver": "raw", "node-name": "p", "file": "q", "active": False})
+    set_active(disk, True, "p")
+    assert all(active for active, _ in nodes(disk).values())
+
+
+def test_a_drive_becomes_active(disk, tmp):
+    tools.create(tmp / "r", "4M", "raw")
+    for n in [{"driver": "file", "node-name": "rf", "filename": str(tmp / "r"), "active": False},
+              {"driver": "raw", "node-name": "r", "file": "rf", "active": False}]:
+        disk.qmp.cmd("blockdev-add", n)
+    export(disk)
+    disk.qmp.cmd("qom-set", {"path": "/machine/peripheral/e/virtio-backend", "property": "drive", "value": "r"})
+    assert nodes(disk)["r"] == nodes(disk)["rf"] == (True, False)
+    disk.enter("q").write(0, b"x")

@@ -293,3 +293,20 @@ def test_below_copy_on_read_nothing_becomes_read_only(daemon, tmp):
     assert d.qmp.error("blockdev-reopen", {"options": [
         {"driver": "raw", "node-name": "a", "file": "f", "read-only": True}]})[1] == (
         "Read-only block node 'a' cannot support read-write users")
+
+
+@pytest.mark.merino_only
+def test_below_copy_on_read_writable_means_alone(daemon, tmp):
+    """Once it can store what it has read, nobody else writes there: it would store what is older."""
+    d = daemon.start()
+    tools.create(tmp / "r.raw", "2M", "raw")
+    a = {"driver": "raw", "node-name": "a", "file": "f"}
+    c = {"driver": "copy-on-read", "node-name": "c", "file": "a"}
+    for n in [{"driver": "file", "node-name": "f", "filename": str(tmp / "r.raw")}, {**a, "read-only": True}, c]:
+        d.qmp.cmd("blockdev-add", n)
+    reopen(d, a)
+    export = {"type": "nbd", "id": "e", "name": "e", "writable": True}
+    assert "which does not allow 'write' on a" in d.qmp.error("block-export-add", {**export, "node-name": "a"})[1]
+    reopen(d, {**c, "detect-zeroes": "on", "read-only": True})
+    d.qmp.cmd("block-export-add", {**export, "node-name": "c", "writable": False})
+    assert node(d, "c")["drv"] == "copy-on-read"
