@@ -87,14 +87,14 @@ const struct qmp_case *action_cases(void)
 	return cases ? cases : &none;
 }
 
-/* "grouped" is about jobs, and none of the actions starts one. */
+/* "grouped" is about jobs. */
 static int check_properties(struct json_object *properties, const struct action *v, size_t n,
 			    struct error *err)
 {
 	const char *mode = properties ? qmp_str(properties, "completion-mode") : NULL;
 
 	for (size_t i = 0; mode && !strcmp(mode, "grouped") && i < n; i++) {
-		if (v[i].verb->undo)
+		if (!v[i].verb->starts_job && !v[i].verb->changes_nothing)
 			return error_set(err, -EINVAL, "Action '%s' does not support Transaction "
 					 "property completion-mode = grouped", v[i].verb->name);
 	}

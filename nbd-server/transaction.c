@@ -9,16 +9,11 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include <json-c/json.h>
-
-#include "bitmaps/bitmap.h"
 #include "common/io.h"
 #include "common/loop.h"
 #include "format/node.h"
 #include "nbd-server/commands.h"
-#include "nbd-server/export.h"
 
 #define GATE_LIMIT 100000000ull		/* ns that guests wait at most for one disk */
 #define GATE_PAUSE 50000000ull		/* ns of air between two tries */
@@ -26,160 +21,152 @@
 
 /* -- nodes ---------------------------------------------------------------------- */
 
-static int take_node(const char *name, struct node **out, struct error *err)
+int action_node(struct action *a, const char *name, struct error *err)
 {
-	*out = command_node_find(name);
-	return *out ? 0 : error_set(err, -ENOENT, "Node '%s' not found", name);
+	a->node = command_node_find(name);
+	return a->node ? 0 : error_set(err, -ENOENT, "Node '%s' not found", name);
 }
 
-static int take_sources(struct action *a, struct json_object *bitmaps, struct error *err)
+int action_other(struct action *a, struct node *n, struct error *err)
 {
-	size_t n = json_object_array_length(bitmaps);
-	int rc = 0;
+	struct node **v = reallocarray(a->others, a->n_others + 1, sizeof(*v));
 
-	a->sources = calloc(n + 1, sizeof(struct node *));
-	if (!a->sources)
+	if (!v) {
+		command_node_unref(n);
 		return error_set(err, -ENOMEM, "Out of memory");
-	for (size_t i = 0; i < n && !rc; i++) {
-		struct json_object *ref = json_object_array_get_idx(bitmaps, i);
-		const char *name = json_object_is_type(ref, json_type_string)
-			? a->node->name : qmp_str(ref, "node");
-
-		rc = take_node(name, &a->sources[a->n_sources], err);
-		a->n_sources += !rc;
 	}
-	return rc;
-}
-
-static int take_nodes(struct action *a, struct error *err)
-{
-	const char *name = qmp_str(a->data, "node");
-	struct json_object *bitmaps = json_object_object_get(a->data, "bitmaps");
-	int rc = name ? take_node(name, &a->node, err) : 0;
-
-	if (!rc && bitmaps)
-		rc = take_sources(a, bitmaps, err);
-	return rc;
+	a->others = v;
+	v[a->n_others++] = n;
+	return 0;
 }
 
 static void drop_nodes(struct action *a)
 {
-	for (unsigned i = 0; i < a->n_sources; i++)
-		command_node_unref(a->sources[i]);
-	free(a->sources);
+	for (unsigned i = 0; i < a->n_others; i++)
+		command_node_unref(a->others[i]);
+	free(a->others);
 	command_node_unref(a->node);
 }
 
 /* -- gates ---------------------------------------------------------------------- */
 
-/* An export whose disk's gate we close.  It keeps a reference of the export, so
- * that the node stays. */
-struct closing {
-	struct export *export;
+/* Requests enter where somebody uses a node: exports, jobs.  Every node has a gate, so
+ * those of all nodes above the ones concerned are closed; where nobody enters, that is
+ * nothing but a number.  The nodes are kept by a reference each. */
+struct gates {
+	struct node **nodes;
+	bool *closed;
+	unsigned n;
 	const struct action *actions;
 	unsigned n_actions;
-	int rc;				/* 1: closed; 0: not concerned; -errno */
+	const char *busy;		/* the name of the node that kept us waiting */
+	int rc;
 };
 
-static bool concerns(const struct action *a, const struct node *root)
+static bool concerns(const struct action *a, const struct node *above)
 {
-	if (a->node && node_is_below(root, a->node))
+	if (a->node && node_is_below(above, a->node))
 		return true;
-	for (unsigned i = 0; i < a->n_sources; i++) {
-		if (node_is_below(root, a->sources[i]))
+	for (unsigned i = 0; i < a->n_others; i++) {
+		if (node_is_below(above, a->others[i]))
 			return true;
 	}
 	return false;
 }
 
-static void close_on_loop(void *arg)
+static bool is_concerned(const struct gates *g, const struct node *n)
 {
-	struct closing *c = arg;
-	struct node *root = c->export->node;
-	bool concerned = false;
-
-	for (unsigned i = 0; root && i < c->n_actions; i++)
-		concerned = concerned || concerns(&c->actions[i], root);
-	c->rc = 0;
-	if (!concerned)
-		return;
-	c->rc = node_gate_close(root, GATE_LIMIT);
-	if (!c->rc)
-		c->rc = 1;
+	for (unsigned i = 0; i < g->n_actions; i++) {
+		if (concerns(&g->actions[i], n))
+			return true;
+	}
+	return false;
 }
 
 static void open_on_loop(void *arg)
 {
-	struct closing *c = arg;
+	struct gates *g = arg;
 
-	gate_open(&c->export->node->gate);
-}
-
-static void open_gates(struct closing *v, unsigned n)
-{
-	while (n--) {
-		if (v[n].rc == 1)
-			loop_call(v[n].export->loop, open_on_loop, &v[n]);
-		v[n].rc = 0;
-	}
-}
-
-static int close_gates_once(struct closing *v, unsigned n, const char **busy)
-{
-	for (unsigned i = 0; i < n; i++) {
-		loop_call(v[i].export->loop, close_on_loop, &v[i]);
-		if (v[i].rc < 0) {
-			int rc = v[i].rc;
-
-			*busy = v[i].export->id;
-			open_gates(v, i);
-			return rc;
+	for (unsigned i = g->n; i-- > 0;) {
+		if (g->closed[i] && g->nodes[i]->loop == loop_self()) {
+			gate_open(&g->nodes[i]->gate);
+			g->closed[i] = false;
 		}
 	}
-	return 0;
 }
 
-static int close_gates(struct closing *v, unsigned n, struct error *err)
+/* Those of this loop's nodes. */
+static void close_on_loop(void *arg)
 {
-	const char *busy = NULL;
+	struct gates *g = arg;
+
+	g->rc = 0;
+	for (unsigned i = 0; i < g->n && !g->rc; i++) {
+		struct node *n = g->nodes[i];
+
+		if (n->loop != loop_self() || !is_concerned(g, n))
+			continue;
+		/* Nobody is hurried who has nothing to do with it. */
+		g->rc = n->gate.inside ? node_gate_close(n, GATE_LIMIT) : gate_close(&n->gate, 0);
+		g->closed[i] = !g->rc;
+		if (g->rc)
+			g->busy = n->name;
+	}
+	if (g->rc)
+		open_on_loop(g);
+}
+
+/* FN on each loop that has nodes, until it fails. */
+static int on_each_loop(struct gates *g, void (*fn)(void *arg))
+{
+	g->rc = 0;
+	for (unsigned i = 0; i < g->n && !g->rc; i++) {
+		unsigned first = 0;
+
+		while (g->nodes[first]->loop != g->nodes[i]->loop)
+			first++;
+		if (first == i)
+			loop_call(g->nodes[i]->loop, fn, g);
+	}
+	return g->rc;
+}
+
+static void open_gates(struct gates *g)
+{
+	on_each_loop(g, open_on_loop);
+}
+
+static int close_gates(struct gates *g, struct error *err)
+{
 	int rc = -ETIMEDOUT;
 
 	for (unsigned try = 0; try < GATE_TRIES && rc == -ETIMEDOUT; try++) {
 		if (try)
 			io_sleep(loop_io(loop_self()), GATE_PAUSE);
-		rc = close_gates_once(v, n, &busy);
+		rc = on_each_loop(g, close_on_loop);
+		if (rc)
+			open_gates(g);
 	}
 	if (rc)
-		return error_set(err, rc, "The disk of export '%s' was busy all the time; "
-				 "nothing was changed", busy);
+		return error_set(err, rc, "The disk at node '%s' was busy all the time; "
+				 "nothing was changed", g->busy);
 	return 0;
 }
 
-/* Every export, with a reference; malloc'd. */
-static struct closing *all_exports(const struct action *actions, unsigned n_actions, unsigned *n)
+static int gates_init(struct gates *g, const struct action *v, unsigned n, struct error *err)
 {
-	struct closing *v;
-
-	*n = 0;
-	for (struct export *e = export_list(); e; e = e->next)
-		++*n;
-	v = calloc(*n + 1, sizeof(*v));
-	*n = 0;
-	for (struct export *e = export_list(); v && e; e = e->next) {
-		/* Without a reference left, no request is inside. */
-		if (!e->refs)
-			continue;
-		export_ref(e);
-		v[(*n)++] = (struct closing){ e, actions, n_actions };
-	}
-	return v;
+	*g = (struct gates){ .actions = v, .n_actions = n };
+	g->nodes = command_all_nodes(&g->n);
+	g->closed = calloc(g->n + 1, sizeof(*g->closed));
+	return g->nodes && g->closed ? 0 : error_set(err, -ENOMEM, "Out of memory");
 }
 
-static void drop_exports(struct closing *v, unsigned n)
+static void gates_free(struct gates *g)
 {
-	for (unsigned i = 0; i < n; i++)
-		export_unref(v[i].export);
-	free(v);
+	for (unsigned i = 0; i < g->n; i++)
+		command_node_unref(g->nodes[i]);
+	free(g->nodes);
+	free(g->closed);
 }
 
 /* -- actions -------------------------------------------------------------------- */
@@ -231,7 +218,8 @@ static int apply_all(struct action *v, unsigned n, struct error *err)
 	for (unsigned i = 0; i < n; i++) {
 		struct step s = { &v[i], err };
 
-		loop_call(action_loop(&v[i]), apply_on_loop, &s);
+		if (v[i].verb->apply)
+			loop_call(action_loop(&v[i]), apply_on_loop, &s);
 		if (s.rc)
 			return s.rc;
 		v[i].applied = true;
@@ -264,35 +252,44 @@ static int commit_all(struct action *v, unsigned n, struct error *err)
 
 static int run_gated(struct action *v, unsigned n, struct error *err)
 {
-	unsigned n_exports;
-	struct closing *exports = all_exports(v, n, &n_exports);
-	int rc;
+	struct gates gates;
+	int rc = gates_init(&gates, v, n, err);
 
-	if (!exports)
-		return error_set(err, -ENOMEM, "Out of memory");
-	rc = close_gates(exports, n_exports, err);
+	if (!rc)
+		rc = close_gates(&gates, err);
 	if (!rc) {
 		rc = apply_all(v, n, err);
 		if (!rc)
 			rc = commit_all(v, n, err);
 		if (rc)
 			undo_all(v, n);
-		open_gates(exports, n_exports);
+		open_gates(&gates);
 	}
-	drop_exports(exports, n_exports);
+	gates_free(&gates);
+	return rc;
+}
+
+static int prepare_all(struct action *v, unsigned n, struct error *err)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < n && !rc; i++) {
+		v[i].prepared = true;
+		if (v[i].verb->prepare)
+			rc = v[i].verb->prepare(&v[i], err);
+	}
 	return rc;
 }
 
 int transaction_run(struct action *v, unsigned n, struct error *err)
 {
-	int rc = 0;
+	int rc = prepare_all(v, n, err);
 
-	for (unsigned i = 0; i < n && !rc; i++)
-		rc = take_nodes(&v[i], err);
 	if (!rc)
 		rc = run_gated(v, n, err);
 	for (unsigned i = 0; i < n; i++) {
-		bitmap_backup_free(v[i].backup);
+		if (v[i].prepared && v[i].verb->clean)
+			v[i].verb->clean(&v[i], !rc);
 		drop_nodes(&v[i]);
 	}
 	return rc;

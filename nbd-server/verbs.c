@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* verbs: what each bitmap command does, how it is undone, and what of it waits.
  *
- * Everything here runs on the node's loop with the gates closed.  The bitmaps
+ * Apply, undo and commit run on the node's loop with the gates closed.  The bitmaps
  * that a merge reads may belong to another loop; their gates are closed as well.
  */
 #include "nbd-server/transaction.h"
@@ -20,6 +20,35 @@ static int find_bitmap(struct action *a, const char *key, struct error *err)
 {
 	a->bitmap = bitmap_find(a->node, qmp_str(a->data, key), err);
 	return a->bitmap ? 0 : -ENOENT;
+}
+
+/* -- nodes -------------------------------------------------------------------- */
+
+static int bitmap_prepare(struct action *a, struct error *err)
+{
+	return action_node(a, qmp_str(a->data, "node"), err);
+}
+
+static int merge_prepare(struct action *a, struct error *err)
+{
+	struct json_object *bitmaps = json_object_object_get(a->data, "bitmaps");
+	int rc = bitmap_prepare(a, err);
+
+	for (size_t i = 0; i < json_object_array_length(bitmaps) && !rc; i++) {
+		struct json_object *ref = json_object_array_get_idx(bitmaps, i);
+		const char *name = json_object_is_type(ref, json_type_string)
+			? a->node->name : qmp_str(ref, "node");
+		struct node *n = command_node_find(name);
+
+		rc = n ? action_other(a, n, err)
+		       : error_set(err, -ENOENT, "Node '%s' not found", name);
+	}
+	return rc;
+}
+
+static void bitmap_clean(struct action *a, bool done)
+{
+	bitmap_backup_free(a->backup);
 }
 
 /* -- add and remove ----------------------------------------------------------- */
@@ -110,26 +139,26 @@ static struct bitmap *merge_source(struct action *a, unsigned i, struct error *e
 	struct json_object *ref;
 
 	ref = json_object_array_get_idx(json_object_object_get(a->data, "bitmaps"), i);
-	return bitmap_find(a->sources[i], json_object_is_type(ref, json_type_string)
+	return bitmap_find(a->others[i], json_object_is_type(ref, json_type_string)
 			   ? json_object_get_string(ref) : qmp_str(ref, "name"), err);
 }
 
 static int merge_apply(struct action *a, struct error *err)
 {
-	struct bitmap **sources = calloc(a->n_sources + 1, sizeof(struct bitmap *));
+	struct bitmap **sources = calloc(a->n_others + 1, sizeof(struct bitmap *));
 	int rc = sources ? find_bitmap(a, "target", err)
 			 : error_set(err, -ENOMEM, "Out of memory");
 
 	if (!rc)
 		rc = bitmap_check(a->bitmap, BITMAP_CHECK_DEFAULT, err);
-	for (unsigned i = 0; i < a->n_sources && !rc; i++) {
+	for (unsigned i = 0; i < a->n_others && !rc; i++) {
 		sources[i] = merge_source(a, i, err);
 		rc = sources[i] ? 0 : -ENOENT;
 	}
 	if (!rc)
 		rc = keep_bits(a, err);
 	if (!rc)
-		rc = bitmap_merge(a->bitmap, sources, a->n_sources, err);
+		rc = bitmap_merge(a->bitmap, sources, a->n_others, err);
 	free(sources);
 	return rc;
 }
@@ -168,14 +197,21 @@ static int abort_apply(struct action *a, struct error *err)
 	return error_set(err, -ECANCELED, "Transaction aborted using Abort action");
 }
 
+#define BITMAP_VERB(n, a, ...) \
+	{ .name = "block-dirty-bitmap-" n, .args = a, .prepare = bitmap_prepare, \
+	  .clean = bitmap_clean, __VA_ARGS__ }
+
 const struct verb verbs[] = {
-	{ "block-dirty-bitmap-add", args_bitmap_add, add_apply, add_undo },
-	{ "block-dirty-bitmap-remove", args_bitmap, remove_apply, remove_undo, remove_commit },
-	{ "block-dirty-bitmap-clear", args_bitmap, clear_apply, give_bits_back },
-	{ "block-dirty-bitmap-merge", args_bitmap_merge, merge_apply, give_bits_back },
-	{ "block-dirty-bitmap-enable", args_bitmap, enable_apply, enabled_undo },
-	{ "block-dirty-bitmap-disable", args_bitmap, disable_apply, enabled_undo },
-	{ "abort", args_nothing, abort_apply },
+	BITMAP_VERB("add", args_bitmap_add, .apply = add_apply, .undo = add_undo),
+	BITMAP_VERB("remove", args_bitmap, .apply = remove_apply, .undo = remove_undo,
+		    .commit = remove_commit),
+	BITMAP_VERB("clear", args_bitmap, .apply = clear_apply, .undo = give_bits_back),
+	{ .name = "block-dirty-bitmap-merge", .args = args_bitmap_merge,
+	  .prepare = merge_prepare, .apply = merge_apply, .undo = give_bits_back,
+	  .clean = bitmap_clean },
+	BITMAP_VERB("enable", args_bitmap, .apply = enable_apply, .undo = enabled_undo),
+	BITMAP_VERB("disable", args_bitmap, .apply = disable_apply, .undo = enabled_undo),
+	{ .name = "abort", .args = args_nothing, .apply = abort_apply, .changes_nothing = true },
 	{ NULL },
 };
 
