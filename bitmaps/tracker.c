@@ -29,16 +29,16 @@ static bool follow_growth(struct bitmap *b)
 	return false;
 }
 
-static void tracker_before(struct tap *t, uint64_t off, uint64_t len)
+static void tracker_before(struct tap *t, const struct tap_request *rq)
 {
 	struct tracker *tr = (struct tracker *)t;
 
 	for (struct bitmap *b = tr->node->bitmaps; b; b = b->next) {
 		if (!b->enabled)
 			continue;
-		if (__builtin_expect(off + len > b->size, 0) && !follow_growth(b))
+		if (__builtin_expect(rq->off + rq->len > b->size, 0) && !follow_growth(b))
 			continue;
-		bitmap_set(b, off, len);
+		bitmap_set(b, rq->off, rq->len);
 	}
 }
 

@@ -34,17 +34,29 @@ static inline int node_check_write(const struct node *n, uint64_t off, uint64_t 
 	return n->may_grow && off <= INT64_MAX && len <= INT64_MAX - off ? 0 : -ENOSPC;
 }
 
-static inline void node_taps_before(struct node *n, uint64_t off, uint64_t len)
+static inline void node_taps_before(struct node *n, struct tap_request *rq)
 {
+	if (__builtin_expect(!n->taps, 1))
+		return;
+	rq->next = n->passing;
+	rq->prev = &n->passing;
+	if (rq->next)
+		rq->next->prev = &rq->next;
+	n->passing = rq;
 	for (struct tap *t = n->taps; t; t = t->next)
-		t->ops->before(t, off, len);
+		t->ops->before(t, rq);
 }
 
-static inline void node_taps_after(struct node *n, uint64_t off, uint64_t len, int rc)
+static inline void node_taps_after(struct node *n, struct tap_request *rq, int rc)
 {
+	if (__builtin_expect(!rq->prev, 1))
+		return;
 	for (struct tap *t = n->taps; t; t = t->next)
 		if (t->ops->after)
-			t->ops->after(t, off, len, rc);
+			t->ops->after(t, rq, rc);
+	*rq->prev = rq->next;
+	if (rq->next)
+		rq->next->prev = rq->prev;
 }
 
 static inline int node_count(struct node *n, enum io_kind kind, uint64_t len, int rc)
@@ -170,6 +182,7 @@ static int node_write_detect(struct node *n, const void *buf, uint64_t off, size
 
 int node_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags)
 {
+	struct tap_request rq = { .off = off, .len = len, .kind = TAP_WRITE, .flags = flags };
 	int rc = node_check_write(n, off, len);
 
 	if (__builtin_expect(rc || !len, 0))
@@ -177,15 +190,16 @@ int node_write(struct node *n, const void *buf, uint64_t off, size_t len, unsign
 	if (n->cache_no_flush)
 		flags &= ~(unsigned)NODE_FUA;
 	node_note_end(n, off + len);
-	node_taps_before(n, off, len);
+	node_taps_before(n, &rq);
 	rc = n->detect_zeroes && !(flags & NODE_COMPRESS) ? node_write_detect(n, buf, off, len, flags)
 			      : n->driver->write(n, buf, off, len, flags);
-	node_taps_after(n, off, len, rc);
+	node_taps_after(n, &rq, rc);
 	return node_count(n, IO_KIND_WRITE, len, rc);
 }
 
 int node_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 {
+	struct tap_request rq = { .off = off, .len = len, .kind = TAP_ZERO };
 	int rc = node_check_write(n, off, len);
 
 	if (rc || !len)
@@ -194,24 +208,26 @@ int node_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 		flags &= ~(unsigned)NODE_MAY_UNMAP;
 	if (n->cache_no_flush)
 		flags &= ~(unsigned)NODE_FUA;
+	rq.flags = flags;
 	node_note_end(n, off + len);
-	node_taps_before(n, off, len);
+	node_taps_before(n, &rq);
 	rc = zero_now(n, off, len, flags);
-	node_taps_after(n, off, len, rc);
+	node_taps_after(n, &rq, rc);
 	return node_count(n, IO_KIND_WRITE, len, rc);
 }
 
 int node_discard(struct node *n, uint64_t off, uint64_t len)
 {
+	struct tap_request rq = { .off = off, .len = len, .kind = TAP_DISCARD };
 	int rc = node_check_write(n, off, len);
 
 	if (rc || !len || !n->discard_unmap || !n->driver->discard)
 		return rc;
-	node_taps_before(n, off, len);
+	node_taps_before(n, &rq);
 	rc = n->driver->discard(n, off, len);
 	if (rc == -ENOTSUP)
 		rc = 0;			/* a hint that nobody could take */
-	node_taps_after(n, off, len, rc);
+	node_taps_after(n, &rq, rc);
 	return node_count(n, IO_KIND_UNMAP, len, rc);
 }
 

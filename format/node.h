@@ -59,12 +59,24 @@ struct tap {
 	const struct tap_ops *ops;
 };
 
+enum tap_kind { TAP_WRITE, TAP_ZERO, TAP_DISCARD };
+
+/* What passes the taps: [off, off+len) is about to change.  On the stack of whoever
+ * makes it; in node->passing from before the first tap is told until after the last. */
+struct tap_request {
+	struct tap_request *next, **prev;
+	uint64_t off, len;		/* bytes */
+	enum tap_kind kind;
+	unsigned flags;			/* enum node_write_flags */
+};
+
 struct tap_ops {
 	const char *name;
-	/* Before the write, zero or discard of [off, off+len) is issued.  Never refuses it. */
-	void (*before)(struct tap *t, uint64_t off, uint64_t len);
-	/* After it, with its result; NULL when not wanted. */
-	void (*after)(struct tap *t, uint64_t off, uint64_t len, int rc);
+	/* Before the request is issued.  Never refuses it. */
+	void (*before)(struct tap *t, const struct tap_request *rq);
+	/* After it, with its result; NULL when not wanted.  A discard that nobody could do
+	 * has succeeded, too: what reads as before is no failure. */
+	void (*after)(struct tap *t, const struct tap_request *rq, int rc);
 };
 
 /* What requests are counted as (QEMU's BlockAcctType). */
@@ -171,6 +183,7 @@ struct node {
 	struct node_use child_use[CHILD_COUNT];
 	struct node_use *uses;
 	struct tap *taps;
+	struct tap_request *passing;	/* requests under way, where there are taps; the newest first */
 	struct gate gate;		/* used when the node is the root of a disk */
 	struct bitmap *bitmaps;		/* owned by bitmaps/ */
 	struct node *next;		/* in graph->nodes */
