@@ -41,6 +41,7 @@ struct repo_disk {
 	enum repo_level level;
 	char *reason;			/* of a full; NULL for an incremental.  For people */
 	char parent[REPO_NAME_MAX + 1];	/* the point below; "" for a full */
+	char merged[REPO_NAME_MAX + 1];	/* prune: the parent before; "" where nothing was merged */
 	char *checkpoint;		/* the daemon's id, from which the next one starts; or NULL */
 	char *source;			/* what was copied from: a file, a node, a URI; or NULL */
 	uint64_t size;			/* virtual, bytes */
@@ -117,8 +118,9 @@ struct repo_chain {
 	unsigned n;
 };
 
-/* Follows the parents.  -ENOENT, -ELOOP, -EIO with a text that names the point at
- * which the chain is broken (missing, damaged, too long, sizes that do not fit). */
+/* Follows the parents.  A point that verify found damaged is followed like any other (its
+ * state is there to be looked at: restore and verify want what can be read).  -ENOENT, -ELOOP, -EIO with a text that names the point at
+ * which the chain is broken (missing, no readable manifest, too long, sizes that do not fit). */
 int repo_chain(const struct repo *r, const struct repo_point *p, const char *disk,
 	       struct repo_chain *c, struct error *err);
 
@@ -126,13 +128,15 @@ struct node;
 struct graph;
 
 /* Opens the chain's files, read only, by the manifest's word: the names of backing files
- * in the images are compared, not followed. */
+ * in the images are compared (with that of PARENT, or of MERGED), not followed.  Images
+ * with an external data file or encryption, and what is no regular file, are refused. */
 int repo_chain_node(const struct repo *r, const struct repo_chain *c, struct graph *g,
 		    struct node **out, struct error *err);
 /* What repo_chain_node() opens, as a JSON object for --blockdev; full paths. */
 struct json_object *repo_chain_blockdev(const struct repo *r, const struct repo_chain *c,
 					struct error *err);
-/* The chain's .sums files, compared with the manifests' hashes first. */
+/* The chain's .sums files, compared with the manifests' hashes first; DISK@POINT.merged
+ * instead, where that one is what the manifest means. */
 int repo_chain_sums(const struct repo *r, const struct repo_chain *c, struct sums **out,
 		    struct error *err);
 
@@ -146,7 +150,7 @@ int repo_begin(struct repo *r, const char *point, struct error *err);
 int repo_commit(struct repo *r, struct repo_point *p, struct error *err);
 /* Removes what a begun POINT left, and its mark. */
 void repo_abandon(struct repo *r, const char *point);
-/* Removes a point: the manifest first, durably, then its files. */
+/* Removes a point: its mark is made, the manifest goes, durably, then its files and the mark. */
 int repo_remove(struct repo *r, const struct repo_point *p, struct error *err);
 /* fsync of the directory. */
 int repo_sync(struct repo *r, struct error *err);
