@@ -106,6 +106,12 @@ static inline bool job_is_cancelled(const struct job *j)
 	return atomic_load_explicit(&j->cancelled, memory_order_relaxed);
 }
 
+/* It is cancelled, or to be paused: the work should come to its next pause point. */
+static inline bool job_wants_stop(const struct job *j)
+{
+	return job_is_cancelled(j) || atomic_load_explicit(&j->pause_wanted, memory_order_relaxed);
+}
+
 static inline void job_set_total(struct job *j, uint64_t total)
 {
 	atomic_store_explicit(&j->total, total, memory_order_relaxed);

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* copier-pace: how fast the copier goes.
+ *
+ * The limit is bytes a second, over all that is dealt with, zeroes included, as in QEMU:
+ * each task moves the time at which the next one may start.  Nothing is saved up.
+ */
+#include "backup/copier-int.h"
+
+#include <errno.h>
+
+#define SLICE_NS 100000000ull	/* a task takes no longer than this at the limit */
+#define SLEEP_MAX (1ull << 60)	/* ns: for ever, but it can be added to a time */
+
+struct nap {
+	struct loop_timer timer;
+	struct copier *c;
+	bool over;
+};
+
+static void nap_over(struct loop_timer *t)
+{
+	struct nap *n = (struct nap *)t;
+
+	n->over = true;
+	co_queue_wake_all(n->c->wake);
+}
+
+void copier_nap(struct copier *c, uint64_t ns)
+{
+	struct nap n = { .c = c };
+	uint64_t limits = c->limits;
+
+	if (!loop_self()) {
+		io_sleep(c->o.source->io, ns);
+		return;
+	}
+	loop_timer_set(&n.timer, loop_now() + ns, nap_over);
+	while (!n.over && limits == c->limits && !copier_should_stop(c))
+		co_queue_wait(c->wake);
+	loop_timer_cancel(&n.timer);
+}
+
+void copier_pace(struct copier *c)
+{
+	uint64_t now;
+
+	while (c->o.speed && (now = loop_now()) < c->next_ns && !copier_should_stop(c))
+		copier_nap(c, c->next_ns - now);
+	if (co_self())
+		co_yield();
+}
+
+void copier_paced(struct copier *c, uint64_t len)
+{
+	uint64_t now = loop_now(), ns;
+
+	if (!c->o.speed)
+		return;
+	ns = len > UINT64_MAX / 4000000000u ? SLEEP_MAX : len * 1000000000u / c->o.speed;
+	c->next_ns = max_u64(c->next_ns, now) + ns;
+}
+
+uint64_t copier_reach(const struct copier *c, enum copier_kind kind)
+{
+	uint64_t reach = kind == COPIER_DATA ? c->chunk : COPIER_ZERO_MAX;
+
+	if (c->o.speed)
+		reach = min_u64(reach, c->o.speed / (1000000000u / SLICE_NS));
+	return reach;
+}

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* copier-pick: what is copied next, and the maps that tell zeroes from data.
+ *
+ * The source's map is looked up for long ranges and kept, so that a request costs no
+ * look-up of its own: holes are skipped in one step, and are never read.  The target's
+ * map, looked up only below zeroes, says where it holds zeroes already.  A map that is
+ * quick is asked for more the next time, a slow one for less: a look-up may keep the
+ * loop's thread busy.
+ */
+#include <errno.h>
+
+#include "backup/copier-int.h"
+
+#define MAP_ASK_MIN (64ull << 20)
+#define MAP_ASK_MAX (1ull << 40)
+#define MAP_SLOW_NS 200000u
+
+/* -- maps -------------------------------------------------------------------------- */
+
+void copier_map_drop(struct copier_map *m, uint64_t off, uint64_t len)
+{
+	m->changes++;
+	if (ranges_overlap(off, len, m->off, m->end - m->off))
+		m->off = m->end = 0;
+}
+
+struct lookup {
+	struct copier *c;
+	struct copier_map *m;
+	uint64_t off, len;
+	int rc;
+};
+
+static struct node *mapped_node(const struct lookup *l)
+{
+	return l->m == &l->c->source ? l->c->o.source : l->c->o.target;
+}
+
+static void lookup_on_loop(void *arg)
+{
+	struct lookup *l = arg;
+	struct copier_map *m = l->m;
+	struct node *n = mapped_node(l);
+	uint64_t start = loop_now(), took;
+
+	m->x.n = 0;
+	m->x.total = 0;
+	gate_enter(&n->gate);
+	l->rc = node_map_chain(n, l->off, l->len, &m->x);
+	gate_leave(&n->gate);
+	took = loop_now() - start;
+	m->ask = took > MAP_SLOW_NS ? max_u64(m->ask / 2, MAP_ASK_MIN) : min_u64(2 * m->ask, MAP_ASK_MAX);
+}
+
+/* It changed while it was looked up: all of it may be data. */
+static void map_unknown(struct copier_map *m, uint64_t len)
+{
+	m->x.n = 0;
+	m->x.total = 0;
+	extents_add(&m->x, min_u64(len, MAP_ASK_MIN), 0, 1);
+}
+
+/* Has M cover OFF.  With ->mapping held. */
+static int map_lookup(struct copier *c, struct copier_map *m, uint64_t off)
+{
+	struct lookup l = { .c = c, .m = m, .off = off };
+	struct loop *loop = mapped_node(&l)->loop;
+	uint64_t changes = m->changes;
+
+	if (off >= m->off && off < m->end)
+		return 0;
+	m->ask = max_u64(m->ask, MAP_ASK_MIN);
+	l.len = min_u64(m->ask, c->size - off);
+	m->off = m->end = 0;
+	if (loop)
+		loop_call(loop, lookup_on_loop, &l);
+	else
+		lookup_on_loop(&l);
+	if (l.rc || !m->x.n)
+		return l.rc ? l.rc : -EIO;
+	if (m->changes != changes)
+		map_unknown(m, l.len);
+	m->off = m->at_off = off;
+	m->end = off + m->x.total;
+	m->at = 0;
+	return 0;
+}
+
+/* Turns M's place to the extent that holds OFF, which M covers. */
+static void map_seek(struct copier_map *m, uint64_t off)
+{
+	if (off < m->at_off) {
+		m->at = 0;
+		m->at_off = m->off;
+	}
+	while (off - m->at_off >= m->x.v[m->at].len)
+		m->at_off += m->x.v[m->at++].len;
+}
+
+static enum copier_kind kind_of(const struct copier *c, const struct copier_map *m,
+				const struct extent *e)
+{
+	if (c->o.one_layer && m == &c->source && e->depth != 1)
+		return COPIER_NOTHING;
+	return e->flags & EXTENT_ZERO ? COPIER_ZERO : COPIER_DATA;
+}
+
+/* The kind at OFF, and how far from there it holds, as far as M reaches. */
+static uint64_t run_from(const struct copier *c, struct copier_map *m, uint64_t off,
+			 enum copier_kind *kind)
+{
+	uint64_t end;
+
+	map_seek(m, off);
+	*kind = kind_of(c, m, &m->x.v[m->at]);
+	end = m->at_off;
+	for (uint32_t i = m->at; i < m->x.n && kind_of(c, m, &m->x.v[i]) == *kind; i++)
+		end += m->x.v[i].len;
+	return end - off;
+}
+
+/* A block counts as what it is as a whole; one of several kinds is data. */
+static bool is_whole(const struct copier *c, uint64_t off, uint64_t run)
+{
+	return run >= c->block || off + run >= c->size;
+}
+
+/* How far from OFF on there is data.  Blocks that M does not cover whole are data. */
+static uint64_t data_from(const struct copier *c, struct copier_map *m, uint64_t off, uint64_t max)
+{
+	uint64_t stop = min_u64(off + min_u64(max, c->chunk), c->size), p = off + c->block;
+	enum copier_kind kind;
+
+	while (p < stop && p < m->end) {
+		uint64_t run = run_from(c, m, p, &kind);
+
+		if (kind != COPIER_DATA && is_whole(c, p, run))
+			return p - off;
+		p += c->block;
+	}
+	return min_u64(p, stop) - off;
+}
+
+static int ask(struct copier *c, struct copier_map *m, uint64_t off, uint64_t max,
+	       enum copier_kind *kind, uint64_t *len)
+{
+	uint64_t run;
+	int rc;
+
+	co_mutex_lock(&c->mapping);
+	rc = map_lookup(c, m, off);
+	if (!rc) {
+		run = run_from(c, m, off, kind);
+		if (!is_whole(c, off, run))
+			*kind = COPIER_DATA;
+		if (*kind == COPIER_DATA)
+			run = data_from(c, m, off, max);
+		else if (off + run < c->size)
+			run = align_down(run, c->block);
+		*len = min_u64(run, max);
+	}
+	co_mutex_unlock(&c->mapping);
+	return rc;
+}
+
+int copier_source_kind(struct copier *c, uint64_t off, uint64_t max, enum copier_kind *kind,
+		       uint64_t *len)
+{
+	return ask(c, &c->source, off, max, kind, len);
+}
+
+/* Who does not know what the target holds writes to it. */
+void copier_target_kind(struct copier *c, uint64_t off, uint64_t max, enum copier_kind *kind,
+			uint64_t *len)
+{
+	if (ask(c, &c->target, off, max, kind, len)) {
+		*kind = COPIER_DATA;
+		*len = max;
+	}
+}
+
+/* -- what is next ------------------------------------------------------------------------ */
+
+/* The part of [off, *end) before the first task that overlaps it; if that is at OFF, how
+ * far to go on. */
+static bool is_free(const struct copier *c, uint64_t off, uint64_t *end, uint64_t *on)
+{
+	for (const struct copier_task *t = c->busy; t; t = t->next) {
+		if (off >= t->off && off < t->off + t->len) {
+			*on = t->off + t->len;
+			return false;
+		}
+		if (t->off > off && t->off < *end)
+			*end = t->off;
+	}
+	return true;
+}
+
+/* The first run in [from, end) that is left and that nobody works on. */
+static bool find(const struct copier *c, uint64_t from, uint64_t end, struct copier_task *t)
+{
+	uint64_t off = from, stop;
+
+	while ((off = bitmap_next_dirty(&c->left, off, end)) < end) {
+		stop = bitmap_next_clean(&c->left, off, c->size);
+		if (is_free(c, off, &stop, &off)) {
+			t->off = align_down(off, bitmap_granularity(&c->left));
+			t->len = stop - t->off;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Cuts T to what is of one kind, and as long as a request may be now; whole granules. */
+static int cut(struct copier *c, struct copier_task *t)
+{
+	uint64_t g = bitmap_granularity(&c->left), len = 0;
+	enum copier_kind kind = COPIER_DATA;
+	int rc = copier_source_kind(c, t->off, t->len, &kind, &len);
+
+	if (len < t->len || rc)
+		len = max_u64(align_down(len, g), g);
+	len = min_u64(len, max_u64(align_down(copier_reach(c, kind), g), g));
+	t->len = min_u64(t->len, len);
+	return rc;
+}
+
+int copier_pick(struct copier *c, struct copier_task *t)
+{
+	int rc = -EAGAIN;
+
+	co_mutex_lock(&c->picking);
+	if (find(c, c->cursor, c->size, t) || find(c, 0, c->cursor, t)) {
+		rc = cut(c, t);
+		bitmap_reset(&c->left, t->off, t->len);
+		c->cursor = t->off + t->len;
+		t->next = c->busy;
+		c->busy = t;
+		copier_paced(c, t->len);
+	}
+	co_mutex_unlock(&c->picking);
+	return rc;
+}
