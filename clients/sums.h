@@ -43,6 +43,9 @@ int sums_put_zero(struct sums_writer *w, uint64_t index, uint64_t count);
 int sums_finish(struct sums_writer *w, uint64_t *bytes, uint8_t hash[SUMS_HASH]);
 void sums_discard(struct sums_writer *w);	/* after finish too; NULL is fine */
 
+/* Whether FD's file has BYTES bytes and that hash. */
+bool sums_file_is(int fd, uint64_t bytes, const uint8_t hash[SUMS_HASH]);
+
 /* --- reading a chain: layer 0 is the newest */
 struct sums_file {
 	int fd;				/* taken over */
