@@ -15,6 +15,9 @@
 #include "common/options.h"
 
 void (*job_status_hook)(const struct job *j);
+void (*job_event_hook)(const struct job *j, enum job_event e);
+void (*job_error_hook)(const struct job *j, bool is_read, enum job_action action);
+void (*job_lock_hook)(bool lock);
 
 static struct job *jobs;
 static struct co_queue jobs_gone;	/* woken when a job has ended or gone */
@@ -41,7 +44,9 @@ static const unsigned may_follow[JOB_STATUS_COUNT] = {
 	[JOB_CONCLUDED] = BIT(NULL),
 };
 
-enum verb { CANCEL, PAUSE, RESUME, COMPLETE, FINALIZE, DISMISS, VERB_COUNT };
+enum verb {
+	CANCEL, PAUSE, RESUME, SET_SPEED, COMPLETE, FINALIZE, DISMISS, CHANGE, VERB_COUNT,
+};
 
 static const struct {
 	const char *name;
@@ -53,9 +58,13 @@ static const struct {
 			     BIT(STANDBY) },
 	[RESUME] = { "resume", BIT(CREATED) | BIT(RUNNING) | BIT(PAUSED) | BIT(READY) |
 			       BIT(STANDBY) },
+	[SET_SPEED] = { "set-speed", BIT(CREATED) | BIT(RUNNING) | BIT(PAUSED) | BIT(READY) |
+				     BIT(STANDBY) },
 	[COMPLETE] = { "complete", BIT(READY) },
 	[FINALIZE] = { "finalize", BIT(PENDING) },
 	[DISMISS] = { "dismiss", BIT(CONCLUDED) },
+	[CHANGE] = { "change", BIT(CREATED) | BIT(RUNNING) | BIT(PAUSED) | BIT(READY) |
+			       BIT(STANDBY) },
 };
 
 const char *job_status_name(enum job_status s)
@@ -77,6 +86,18 @@ static void set_status(struct job *j, enum job_status s)
 	j->status = s;
 	if (job_status_hook)
 		job_status_hook(j);
+}
+
+static void tell(const struct job *j, enum job_event e)
+{
+	if (job_event_hook && j->driver->block)
+		job_event_hook(j, e);
+}
+
+static void lock(bool on)
+{
+	if (job_lock_hook)
+		job_lock_hook(on);
 }
 
 /* -- the list ------------------------------------------------------------------------ */
@@ -115,7 +136,7 @@ static void job_free(struct job *j)
 struct job *job_new(const struct job_driver *driver, const char *id, struct loop *loop,
 		    void *data, struct error *err)
 {
-	struct job *j = NULL, **p = &jobs;
+	struct job *j = NULL;
 
 	if (!id_wellformed(id))
 		error_set(err, -EINVAL, "Invalid job ID '%s'", id);
@@ -134,9 +155,8 @@ struct job *job_new(const struct job_driver *driver, const char *id, struct loop
 	j->main = loop_self();
 	j->loop = loop;
 	j->auto_finalize = j->auto_dismiss = true;
-	while (*p)
-		p = &(*p)->next;
-	*p = j;
+	j->next = jobs;			/* the newest first, as QEMU lists them */
+	jobs = j;
 	set_status(j, JOB_CREATED);
 	return j;
 }
@@ -155,12 +175,81 @@ static void job_remove(struct job *j)
 	co_queue_wake_all(&jobs_gone);
 }
 
-/* -- the end of the work, on the main loop --------------------------------------------- */
+/* -- groups ---------------------------------------------------------------------------- */
 
-static void conclude(struct job *j)
+struct job_group *job_group_new(void)
 {
+	struct job_group *g = calloc(1, sizeof(*g));
+
+	if (g)
+		g->refs = 1;
+	return g;
+}
+
+void job_group_unref(struct job_group *g)
+{
+	if (g && --g->refs == 0)
+		free(g);
+}
+
+void job_join(struct job *j, struct job_group *g)
+{
+	assert(!j->started && !j->group);
+	j->group = g;
+	if (g)
+		g->refs++;
+}
+
+static bool are_together(const struct job *a, const struct job *b)
+{
+	return a == b || (a->group && a->group == b->group);
+}
+
+/* The first (or, after LAST, the next) of the jobs that end with J. */
+static struct job *group_next(const struct job *j, const struct job *last)
+{
+	struct job *o = last ? last->next : jobs;
+
+	while (o && !are_together(j, o))
+		o = o->next;
+	return o;
+}
+
+static bool group_is_done(const struct job *j)
+{
+	for (struct job *o = group_next(j, NULL); o; o = group_next(j, o)) {
+		if (!o->done)
+			return false;
+	}
+	return true;
+}
+
+/* -- the end of the work, on the main loop, under the lock ------------------------------ */
+
+static void set_aborting(struct job *j)
+{
+	if (!j->error.code)
+		error_set(&j->error, -ECANCELED, "%s", strerror(ECANCELED));
+	if (j->status != JOB_ABORTING)
+		set_status(j, JOB_ABORTING);
+}
+
+/* Takes effect, or is undone; J may be gone afterwards. */
+static void job_settle(struct job *j)
+{
+	if (j->error.code || job_is_cancelled(j)) {
+		set_aborting(j);
+		if (j->driver->abort)
+			j->driver->abort(j);
+	} else if (j->driver->commit) {
+		j->driver->commit(j);
+	}
 	if (j->driver->clean)
 		j->driver->clean(j);
+	if (j->started)
+		tell(j, job_is_cancelled(j) ? JOB_EVENT_CANCELLED : JOB_EVENT_COMPLETED);
+	job_group_unref(j->group);
+	j->group = NULL;
 	j->settling = false;
 	set_status(j, JOB_CONCLUDED);
 	co_queue_wake_all(&jobs_gone);
@@ -168,49 +257,97 @@ static void conclude(struct job *j)
 		job_remove(j);
 }
 
-static void job_abort(struct job *j)
+static void group_settle(struct job *j)
 {
-	j->settling = true;
-	if (!j->error.code)
-		error_set(&j->error, -ECANCELED, "%s", strerror(ECANCELED));
-	set_status(j, JOB_ABORTING);
-	if (j->driver->abort)
-		j->driver->abort(j);
-	conclude(j);
+	struct job_group *g = j->group;
+	struct job *o = j;
+
+	for (o = group_next(j, NULL); o; o = group_next(j, o))
+		o->settling = true;
+	if (!g) {
+		job_settle(j);
+		return;
+	}
+	g->refs++;
+	do {
+		for (o = jobs; o && o->group != g; o = o->next)
+			;
+		if (o)
+			job_settle(o);
+	} while (o);
+	job_group_unref(g);
 }
 
-static void job_finalize(struct job *j)
+static void wake(struct job *j);
+
+/* J failed, or was cancelled: so are the others.  The last one that ends settles all. */
+static void group_abort(struct job *j)
 {
-	j->settling = true;
-	if (j->driver->commit)
-		j->driver->commit(j);
-	conclude(j);
+	for (struct job *o = group_next(j, NULL); o; o = group_next(j, o)) {
+		if (o == j || job_is_cancelled(o))
+			continue;
+		o->cancelled = true;
+		if (o->working)
+			wake(o);
+		else
+			o->done = true;
+	}
+	if (group_is_done(j))
+		group_settle(j);
+}
+
+static void group_finalize(struct job *j)
+{
+	for (struct job *o = group_next(j, NULL); o; o = group_next(j, o))
+		o->settling = true;
+	for (struct job *o = group_next(j, NULL); o; o = group_next(j, o)) {
+		struct error err = ERROR_INIT;
+
+		if (!o->driver->prepare || !o->driver->prepare(o, &err))
+			continue;
+		o->error = err;
+		group_abort(o);
+		return;
+	}
+	group_settle(j);
+}
+
+static void group_succeeded(struct job *j)
+{
+	bool by_hand = false;
+
+	if (!group_is_done(j))
+		return;
+	for (struct job *o = group_next(j, NULL); o; o = group_next(j, o)) {
+		set_status(o, JOB_PENDING);
+		by_hand |= !o->auto_finalize;
+		if (!o->auto_finalize)
+			tell(o, JOB_EVENT_PENDING);
+	}
+	if (!by_hand)
+		group_finalize(j);
+}
+
+static void job_completed(struct job *j)
+{
+	j->done = true;
+	if (j->error.code || job_is_cancelled(j)) {
+		set_aborting(j);
+		group_abort(j);
+	} else {
+		set_status(j, JOB_WAITING);
+		group_succeeded(j);
+	}
 }
 
 static void job_worked(struct job *j)
 {
-	struct error err = ERROR_INIT;
-
 	j->working = false;
-	if (j->error.code || job_is_cancelled(j)) {
-		job_abort(j);
-		return;
-	}
-	set_status(j, JOB_WAITING);
-	j->settling = true;
-	if (j->driver->prepare && j->driver->prepare(j, &err)) {
-		j->error = err;
-		job_abort(j);
-		return;
-	}
-	j->settling = false;
-	if (job_is_cancelled(j)) {
-		job_abort(j);
-		return;
-	}
-	set_status(j, JOB_PENDING);
-	if (j->auto_finalize)
-		job_finalize(j);
+	while (j->wakers)		/* they look at what the work has */
+		co_queue_wait(&jobs_gone);
+	lock(true);
+	job_completed(j);
+	lock(false);
 }
 
 /* -- between the loops ------------------------------------------------------------------- */
@@ -254,11 +391,11 @@ void job_start(struct job *j)
 
 	if (!s) {
 		error_set(&j->error, -ENOMEM, "Out of memory");
-		job_abort(j);
+		job_completed(j);
 		return;
 	}
 	*s = (struct start){ .msg.fn = start_on_loop, .job = j };
-	j->working = true;
+	j->started = j->working = true;
 	set_status(j, JOB_RUNNING);
 	loop_post(j->loop, &s->msg);
 }
@@ -267,6 +404,8 @@ static void wake_on_loop(void *arg)
 {
 	struct job *j = arg;
 
+	if (job_is_cancelled(j) && j->driver->cancel)
+		j->driver->cancel(j);
 	co_queue_wake_all(&j->wake);
 }
 
@@ -287,7 +426,7 @@ static void paused_on_main(void *arg)
 {
 	struct job *j = arg;
 
-	if (j->pause_count)
+	if (j->pause_count && (j->status == JOB_READY || j->status == JOB_RUNNING))
 		set_status(j, j->status == JOB_READY ? JOB_STANDBY : JOB_PAUSED);
 }
 
@@ -305,8 +444,10 @@ static void ready_on_main(void *arg)
 {
 	struct job *j = arg;
 
-	if (j->status == JOB_RUNNING)
-		set_status(j, JOB_READY);
+	if (j->status != JOB_RUNNING)
+		return;
+	set_status(j, JOB_READY);
+	tell(j, JOB_EVENT_READY);
 }
 
 static bool should_pause(const struct job *j)
@@ -317,10 +458,12 @@ static bool should_pause(const struct job *j)
 int job_pause_point(struct job *j)
 {
 	if (should_pause(j)) {
-		loop_call(j->main, paused_on_main, j);
+		if (!j->pausing++)
+			loop_call(j->main, paused_on_main, j);
 		while (should_pause(j))
 			co_queue_wait(&j->wake);
-		loop_call(j->main, resumed_on_main, j);
+		if (!--j->pausing)
+			loop_call(j->main, resumed_on_main, j);
 	}
 	return job_is_cancelled(j) ? -ECANCELED : 0;
 }
@@ -350,6 +493,51 @@ int job_sleep(struct job *j, uint64_t ns)
 	return job_pause_point(j);
 }
 
+struct failure {
+	struct job *job;
+	int rc;
+	bool is_read;
+	enum job_action action;
+};
+
+static void pause_by_error(struct job *j, int rc)
+{
+	if (!j->user_paused) {
+		j->user_paused = true;
+		j->pause_count++;
+		j->pause_wanted = true;
+	}
+	if (j->io_status == JOB_IO_OK)
+		j->io_status = rc == -ENOSPC ? JOB_IO_NOSPACE : JOB_IO_FAILED;
+}
+
+static void failed_on_main(void *arg)
+{
+	struct failure *f = arg;
+
+	if (job_error_hook && f->job->driver->block)
+		job_error_hook(f->job, f->is_read, f->action);
+	if (f->action == JOB_STOP)
+		pause_by_error(f->job, f->rc);
+}
+
+enum job_action job_error(struct job *j, enum job_on_error on_error, bool is_read, int rc)
+{
+	static const enum job_action actions[] = {
+		[JOB_ON_REPORT] = JOB_REPORT, [JOB_ON_IGNORE] = JOB_IGNORE, [JOB_ON_STOP] = JOB_STOP,
+	};
+	struct failure f = { j, rc, is_read, JOB_REPORT };
+
+	if (on_error == JOB_ON_ENOSPC || on_error == JOB_ON_AUTO)
+		f.action = rc == -ENOSPC ? JOB_STOP : JOB_REPORT;
+	else
+		f.action = actions[on_error];
+	loop_call(j->main, failed_on_main, &f);
+	if (f.action == JOB_STOP)
+		job_pause_point(j);
+	return f.action;
+}
+
 void job_set_ready(struct job *j)
 {
 	loop_call(j->main, ready_on_main, j);
@@ -372,6 +560,16 @@ int job_user_pause(struct job *j, struct error *err)
 	return 0;
 }
 
+static void unpause(struct job *j)
+{
+	if (!j->user_paused)
+		return;
+	j->io_status = JOB_IO_OK;
+	j->user_paused = false;
+	j->pause_count--;
+	j->pause_wanted = j->pause_count > 0;
+}
+
 int job_user_resume(struct job *j, struct error *err)
 {
 	int rc;
@@ -381,9 +579,7 @@ int job_user_resume(struct job *j, struct error *err)
 	rc = check_verb(j, RESUME, err);
 	if (rc)
 		return rc;
-	j->user_paused = false;
-	j->pause_count--;
-	j->pause_wanted = j->pause_count > 0;
+	unpause(j);
 	wake(j);
 	return 0;
 }
@@ -394,11 +590,14 @@ int job_user_cancel(struct job *j, struct error *err)
 
 	if (rc)
 		return rc;
+	unpause(j);
 	j->cancelled = true;
 	if (j->working)
 		wake(j);
+	else if (!j->started)
+		job_completed(j);
 	else if (!j->settling)
-		job_abort(j);
+		group_abort(j);
 	return 0;
 }
 
@@ -408,7 +607,7 @@ int job_user_complete(struct job *j, struct error *err)
 
 	if (rc)
 		return rc;
-	if (job_is_cancelled(j) || !j->driver->complete)
+	if (j->pause_count || job_is_cancelled(j) || !j->driver->complete)
 		return error_set(err, -EPERM, "The active block job '%s' cannot be completed", j->id);
 	return j->driver->complete(j, err);
 }
@@ -420,7 +619,7 @@ int job_user_finalize(struct job *j, struct error *err)
 	if (!rc && j->settling)
 		rc = error_set(err, -EBUSY, "Job '%s' is being finalized", j->id);
 	if (!rc)
-		job_finalize(j);
+		group_finalize(j);
 	return rc;
 }
 
@@ -431,6 +630,36 @@ int job_user_dismiss(struct job *j, struct error *err)
 	if (!rc)
 		job_remove(j);
 	return rc;
+}
+
+static void speed_on_loop(void *arg)
+{
+	struct job *j = arg;
+
+	j->driver->set_speed(j);
+}
+
+int job_user_set_speed(struct job *j, uint64_t speed, struct error *err)
+{
+	int rc = check_verb(j, SET_SPEED, err);
+
+	if (rc)
+		return rc;
+	j->speed = speed;
+	if (!j->driver->set_speed || !j->working)
+		return 0;
+	j->wakers++;
+	loop_call(j->loop, speed_on_loop, j);
+	j->wakers--;
+	co_queue_wake_all(&jobs_gone);
+	return 0;
+}
+
+int job_user_change(struct job *j, struct error *err)
+{
+	int rc = check_verb(j, CHANGE, err);
+
+	return rc ? rc : error_set(err, -ENOTSUP, "Job type does not support change");
 }
 
 static struct job *any_unfinished(void)
@@ -449,7 +678,12 @@ void job_cancel_all(void)
 	while ((j = any_unfinished())) {
 		struct error err = ERROR_INIT;
 
-		if (job_is_cancelled(j) || j->settling || job_user_cancel(j, &err))
+		lock(true);
+		j = any_unfinished();	/* it may have ended while we waited */
+		if (j && !job_is_cancelled(j) && !j->settling && !job_user_cancel(j, &err))
+			j = NULL;
+		lock(false);
+		if (j)
 			co_queue_wait(&jobs_gone);
 	}
 	while (jobs)

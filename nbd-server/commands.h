@@ -52,6 +52,17 @@ COMMAND(command_job_complete);
 COMMAND(command_job_finalize);
 COMMAND(command_job_dismiss);
 void commands_job_init(void);
+/* commands-block-job.c */
+COMMAND(command_query_block_jobs);
+COMMAND(command_block_job_pause);
+COMMAND(command_block_job_resume);
+COMMAND(command_block_job_cancel);
+COMMAND(command_block_job_complete);
+COMMAND(command_block_job_finalize);
+COMMAND(command_block_job_dismiss);
+COMMAND(command_block_job_change);
+COMMAND(command_block_job_set_speed);
+void commands_block_job_init(void);
 /* commands-create.c */
 COMMAND(command_blockdev_create);
 /* commands-qom.c */
@@ -94,6 +105,11 @@ extern const char *const tls_values[];
 extern const struct qmp_arg args_nothing[];
 extern const struct qmp_arg args_blockstats[];
 extern const struct qmp_arg args_job[];
+extern const struct qmp_arg args_block_job[];
+extern const struct qmp_arg args_block_job_id[];
+extern const struct qmp_arg args_block_job_cancel[];
+extern const struct qmp_arg args_block_job_speed[];
+extern const struct qmp_arg args_block_job_change[];
 extern const struct qmp_arg args_blockdev_reopen[];
 extern const struct qmp_arg args_set_active[];
 extern const struct qmp_arg args_fdname[];

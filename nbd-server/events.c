@@ -61,6 +61,38 @@ static const struct qmp_arg data_job[] = {
 	{ NULL },
 };
 
+static const struct qmp_arg data_block_job[] = {
+	{ "type", QMP_STR, true, .values = qmp_job_types },
+	{ "device", QMP_STR, true },
+	{ "len", QMP_INT, true },
+	{ "offset", QMP_INT, true },
+	{ "speed", QMP_INT, true },
+	{ NULL },
+};
+
+static const struct qmp_arg data_block_job_completed[] = {
+	{ "type", QMP_STR, true, .values = qmp_job_types },
+	{ "device", QMP_STR, true },
+	{ "len", QMP_INT, true },
+	{ "offset", QMP_INT, true },
+	{ "speed", QMP_INT, true },
+	{ "error", QMP_STR, false },
+	{ NULL },
+};
+
+static const struct qmp_arg data_block_job_error[] = {
+	{ "device", QMP_STR, true },
+	{ "operation", QMP_STR, true, .values = operations },
+	{ "action", QMP_STR, true, .values = actions },
+	{ NULL },
+};
+
+static const struct qmp_arg data_block_job_pending[] = {
+	{ "type", QMP_STR, true, .values = qmp_job_types },
+	{ "id", QMP_STR, true },
+	{ NULL },
+};
+
 static const struct qmp_arg data_export[] = {
 	{ "id", QMP_STR, true },
 	{ NULL },
@@ -70,6 +102,11 @@ const struct qmp_event_def qmp_events[] = {
 	{ "BLOCK_IMAGE_CORRUPTED", data_corrupted },
 	{ "BLOCK_IO_ERROR", data_io_error },
 	{ "BLOCK_WRITE_THRESHOLD", data_threshold },
+	{ "BLOCK_JOB_COMPLETED", data_block_job_completed },
+	{ "BLOCK_JOB_CANCELLED", data_block_job },
+	{ "BLOCK_JOB_ERROR", data_block_job_error },
+	{ "BLOCK_JOB_READY", data_block_job },
+	{ "BLOCK_JOB_PENDING", data_block_job_pending },
 	{ "JOB_STATUS_CHANGE", data_job },
 	{ "BLOCK_EXPORT_DELETED", data_export },
 	{ "STOP", NULL },

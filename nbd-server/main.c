@@ -205,6 +205,7 @@ int main(int argc, char **argv)
 	register_classes();
 	events_init();
 	commands_job_init();
+	commands_block_job_init();
 	if (prepare(&err)) {
 		fail(&err);
 	} else {

@@ -6,7 +6,8 @@
  * rely on what the table says: presence, types, values.
  *
  * One command at a time: handlers wait for disk loops, and what they looked up
- * must be there afterwards.  Those marked "unlocked" never wait.
+ * must be there afterwards.  Those marked "unlocked" never wait.  A job that takes
+ * effect holds the same lock.
  */
 #include "nbd-server/qmp.h"
 
@@ -22,6 +23,8 @@
 #include "nbd-server/state.h"
 
 static struct co_mutex qmp_lock;
+static struct co *qmp_owner;		/* who has it */
+static unsigned qmp_depth;		/* how often */
 struct qmp_fds *qmp_received;
 
 static const char *const type_names[] = {
@@ -34,6 +37,19 @@ static const char *const type_names[] = {
 	[QMP_NUMBER] = "number",
 	[QMP_ANY] = "any",
 };
+
+void qmp_lock_take(bool take)
+{
+	if (take) {
+		if (!qmp_lock.held || qmp_owner != co_self())
+			co_mutex_lock(&qmp_lock);
+		qmp_owner = co_self();
+		qmp_depth++;
+	} else if (--qmp_depth == 0) {
+		qmp_owner = NULL;
+		co_mutex_unlock(&qmp_lock);
+	}
+}
 
 const struct qmp_command *qmp_command_find(const char *name)
 {
@@ -334,12 +350,12 @@ static int run_checked(const struct qmp_command *c, struct json_object *args,
 	if (rc)
 		return rc;
 	if (!c->unlocked)
-		co_mutex_lock(&qmp_lock);
+		qmp_lock_take(true);
 	rc = state_prepare(c->name, args, &change, err);
 	if (!rc)
 		rc = state_finish(&change, c->run(args, ret, err), err);
 	if (!c->unlocked)
-		co_mutex_unlock(&qmp_lock);
+		qmp_lock_take(false);
 	/* A handler that failed without a word still fails. */
 	if (rc && !err->code)
 		error_errno(err, rc, "%s", c->name);

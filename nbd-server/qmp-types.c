@@ -457,7 +457,7 @@ const struct qmp_arg ret_any = { "null", QMP_ANY };
 
 /* -- jobs -------------------------------------------------------------------------------- */
 
-static const char *const job_types[] = { "create", NULL };
+const char *const qmp_job_types[] = { "backup", "create", NULL };
 
 const char *const qmp_job_states[] = {
 	"undefined", "created", "running", "paused", "ready", "standby", "waiting", "pending",
@@ -466,7 +466,7 @@ const char *const qmp_job_states[] = {
 
 static const struct qmp_arg job_info[] = {
 	{ "id", QMP_STR, true },
-	{ "type", QMP_STR, true, .values = job_types },
+	{ "type", QMP_STR, true, .values = qmp_job_types },
 	{ "status", QMP_STR, true, .values = qmp_job_states },
 	{ "current-progress", QMP_INT, true },
 	{ "total-progress", QMP_INT, true },
@@ -477,6 +477,29 @@ static const struct qmp_arg job_info[] = {
 static const struct qmp_arg item_job = { "null", QMP_OBJECT, .members = job_info };
 
 const struct qmp_arg ret_jobs = { "null", QMP_ARRAY, .item = &item_job };
+
+static const char *const io_statuses[] = { "ok", "failed", "nospace", NULL };
+
+static const struct qmp_arg block_job_info[] = {
+	{ "type", QMP_STR, true, .values = qmp_job_types },
+	{ "device", QMP_STR, true },
+	{ "len", QMP_INT, true },
+	{ "offset", QMP_INT, true },
+	{ "busy", QMP_BOOL, true },
+	{ "paused", QMP_BOOL, true },
+	{ "speed", QMP_INT, true },
+	{ "io-status", QMP_STR, true, .values = io_statuses },
+	{ "ready", QMP_BOOL, true },
+	{ "status", QMP_STR, true, .values = qmp_job_states },
+	{ "auto-finalize", QMP_BOOL, true },
+	{ "auto-dismiss", QMP_BOOL, true },
+	{ "error", QMP_STR, false },
+	{ NULL },
+};
+
+static const struct qmp_arg item_block_job = { "null", QMP_OBJECT, .members = block_job_info };
+
+const struct qmp_arg ret_block_jobs = { "null", QMP_ARRAY, .item = &item_block_job };
 
 static const struct qmp_arg sha256_info[] = {
 	{ "sha256", QMP_STR, true },

@@ -13,6 +13,7 @@ extern const struct qmp_arg ret_blocks;		/* [BlockInfo] */
 extern const struct qmp_arg ret_exports;	/* [BlockExportInfo] */
 extern const struct qmp_arg ret_stats;		/* [BlockStats] */
 extern const struct qmp_arg ret_jobs;		/* [JobInfo] */
+extern const struct qmp_arg ret_block_jobs;	/* [BlockJobInfo] */
 extern const struct qmp_arg ret_sha256;		/* BlockDirtyBitmapSha256 */
 extern const struct qmp_arg ret_add_fd;		/* AddfdInfo */
 extern const struct qmp_arg ret_fdsets;		/* [FdsetInfo] */
@@ -24,5 +25,6 @@ extern const struct qmp_arg ret_qom_list;	/* [ObjectPropertyInfo] */
 extern const struct qmp_arg ret_any;
 
 extern const char *const qmp_job_states[];	/* JobStatus */
+extern const char *const qmp_job_types[];	/* JobType */
 
 #endif

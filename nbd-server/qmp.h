@@ -91,6 +91,10 @@ int qmp_run(const char *name, struct json_object *args, struct json_object **ret
  * table says they are. */
 int qmp_run_keyval(const char *name, struct json_object *args, struct error *err);
 
+/* TAKE (else give back) what keeps commands and jobs that take effect from each other.
+ * Coroutine on the main loop; who has it may take it again. */
+void qmp_lock_take(bool take);
+
 /* Gives the strings in O, a command line's, the types that ARGS says. */
 int qmp_keyval_types(const struct qmp_arg *args, struct json_object *o, struct error *err);
 

@@ -197,21 +197,22 @@ static int abort_apply(struct action *a, struct error *err)
 	return error_set(err, -ECANCELED, "Transaction aborted using Abort action");
 }
 
-#define BITMAP_VERB(n, a, ...) \
-	{ .name = "block-dirty-bitmap-" n, .args = a, .prepare = bitmap_prepare, \
-	  .clean = bitmap_clean, __VA_ARGS__ }
+#define BITMAP_ACTION .prepare = bitmap_prepare, .clean = bitmap_clean
 
 const struct verb verbs[] = {
-	BITMAP_VERB("add", args_bitmap_add, .apply = add_apply, .undo = add_undo),
-	BITMAP_VERB("remove", args_bitmap, .apply = remove_apply, .undo = remove_undo,
-		    .commit = remove_commit),
-	BITMAP_VERB("clear", args_bitmap, .apply = clear_apply, .undo = give_bits_back),
-	{ .name = "block-dirty-bitmap-merge", .args = args_bitmap_merge,
-	  .prepare = merge_prepare, .apply = merge_apply, .undo = give_bits_back,
-	  .clean = bitmap_clean },
-	BITMAP_VERB("enable", args_bitmap, .apply = enable_apply, .undo = enabled_undo),
-	BITMAP_VERB("disable", args_bitmap, .apply = disable_apply, .undo = enabled_undo),
-	{ .name = "abort", .args = args_nothing, .apply = abort_apply, .changes_nothing = true },
+	{ "block-dirty-bitmap-add", args_bitmap_add, BITMAP_ACTION,
+	  .apply = add_apply, .undo = add_undo },
+	{ "block-dirty-bitmap-remove", args_bitmap, BITMAP_ACTION,
+	  .apply = remove_apply, .undo = remove_undo, .commit = remove_commit },
+	{ "block-dirty-bitmap-clear", args_bitmap, BITMAP_ACTION,
+	  .apply = clear_apply, .undo = give_bits_back },
+	{ "block-dirty-bitmap-merge", args_bitmap_merge, .prepare = merge_prepare,
+	  .clean = bitmap_clean, .apply = merge_apply, .undo = give_bits_back },
+	{ "block-dirty-bitmap-enable", args_bitmap, BITMAP_ACTION,
+	  .apply = enable_apply, .undo = enabled_undo },
+	{ "block-dirty-bitmap-disable", args_bitmap, BITMAP_ACTION,
+	  .apply = disable_apply, .undo = enabled_undo },
+	{ "abort", args_nothing, .apply = abort_apply, .changes_nothing = true },
 	{ NULL },
 };
 
