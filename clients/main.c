@@ -10,6 +10,7 @@
 #include "bitmaps/bitmap.h"
 #include "clients/cli.h"
 #include "clients/pull.h"
+#include "clients/restore.h"
 #include "common/log.h"
 
 struct verb {
@@ -21,6 +22,7 @@ struct verb {
 
 static const struct verb verbs[] = {
 	{ "pull", "merino pull", pull_main, "copy a disk, or what changed on it, from an NBD server" },
+	{ "restore", "merino restore", restore_main, "bring disks back from a backup repository" },
 	{ NULL },
 };
 

@@ -119,6 +119,13 @@ static int sink_tail(struct sink *k, struct error *err)
 	return sink_zero(k, k->size, rest, err);
 }
 
+int sink_flush(struct sink *k, struct error *err)
+{
+	int rc = node_flush(k->node);
+
+	return rc < 0 ? error_errno(err, rc, "%s: flushing failed", k->o->out) : 0;
+}
+
 /* Everything written, durably unless told otherwise; the node is closed after. */
 static int sink_settle(struct sink *k, struct error *err)
 {
@@ -126,9 +133,9 @@ static int sink_settle(struct sink *k, struct error *err)
 
 	if (rc < 0)
 		return rc;
-	rc = node_flush(k->node);
+	rc = sink_flush(k, err);
 	if (rc < 0)
-		return error_errno(err, rc, "%s: flushing failed", k->o->out);
+		return rc;
 	node_use_drop(&k->use);
 	node_unref(k->node);
 	k->node = NULL;

@@ -34,6 +34,9 @@ int64_t sink_write(struct sink *k, const void *buf, uint64_t off, size_t len, st
 /* [OFF, OFF + LEN) reads as zeroes afterwards, whatever the previous backup has there. */
 int sink_zero(struct sink *k, uint64_t off, uint64_t len, struct error *err);
 
+/* What was written so far is durable when it returns 0; only onto what was there before. */
+int sink_flush(struct sink *k, struct error *err);
+
 /* Makes everything durable and gives a new image its name. */
 int sink_finish(struct sink *k, struct error *err);
 

@@ -61,7 +61,7 @@ int pull_signalled(void)
 }
 
 /* Dies as if the signal had not been handled. */
-static void die_of_signal(void)
+void pull_die_of_signal(void)
 {
 	sigset_t set;
 
@@ -164,7 +164,7 @@ int pull_main(int argc, char **argv)
 			log_error("%s is now partly brought up to date: copy again with the same bitmap",
 				  o.out);
 		if (caught)
-			die_of_signal();
+			pull_die_of_signal();
 		return EXIT_FAILURE;
 	}
 	st.seconds = (progress_now() - start) / 1e9;

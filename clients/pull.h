@@ -57,6 +57,8 @@ int pull_copy(const struct pull_options *o, struct source *s, struct sink *k,
  * where pull_signalled() asks.  The number of the one that came, or 0. */
 void pull_signals_hold(void);
 int pull_signalled(void);
+/* After one came. */
+void pull_die_of_signal(void);
 
 /* The verb. */
 int pull_main(int argc, char **argv);

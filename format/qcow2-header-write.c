@@ -77,8 +77,8 @@ static uint8_t *build(const struct qcow2_header *h, size_t *n)
 	return p;
 }
 
-/* Brings [from, to) of the file's header to what P has, durably. */
-static int put_bytes(struct qcow2 *s, const uint8_t *p, size_t from, size_t to)
+/* Brings [from, to) of the file's header to the bytes at P, durably. */
+static int put_at(struct qcow2 *s, const void *p, size_t from, size_t to)
 {
 	struct qcow2_header *h = &s->h;
 	uint8_t *longer;
@@ -92,10 +92,16 @@ static int put_bytes(struct qcow2 *s, const uint8_t *p, size_t from, size_t to)
 		h->bytes = longer;
 		h->n_bytes = to;
 	}
-	rc = qcow2_file_write(s, p + from, from, to - from, NODE_FUA);
+	rc = qcow2_file_write(s, p, from, to - from, NODE_FUA);
 	if (!rc)
-		memcpy(h->bytes + from, p + from, to - from);
+		memcpy(h->bytes + from, p, to - from);
 	return rc;
+}
+
+/* P is a whole header. */
+static int put_bytes(struct qcow2 *s, const uint8_t *p, size_t from, size_t to)
+{
+	return put_at(s, p + from, from, to);
 }
 
 /* One field of sector 0, with the others as the file has them. */
@@ -107,6 +113,25 @@ static int put_field64(struct qcow2 *s, unsigned field, uint64_t value)
 	memcpy(first, s->h.bytes, n);
 	put_be64(first + field, value);
 	return put_bytes(s, first, 0, n);
+}
+
+/* Both fields of the backing name are in sector 0: one write changes it. */
+int qcow2_header_point(struct qcow2 *s, uint64_t off, const char *name)
+{
+	struct qcow2_header *h = &s->h;
+	uint8_t first[SECTOR] = { 0 };
+	int rc = 0;
+
+	co_mutex_lock(&h->lock);
+	if (name)
+		rc = put_at(s, name, off, off + strlen(name));
+	memcpy(first, h->bytes, min_u64(h->n_bytes, SECTOR));
+	put_be64(first + H_BACKING_OFFSET, name ? off : 0);
+	put_be32(first + H_BACKING_SIZE, name ? strlen(name) : 0);
+	if (!rc)
+		rc = put_bytes(s, first, 0, min_u64(h->n_bytes, SECTOR));
+	co_mutex_unlock(&h->lock);
+	return rc;
 }
 
 /* Whether extensions and backing name fit the cluster: asked before the first change. */

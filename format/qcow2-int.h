@@ -22,6 +22,8 @@
  *	qcow2-crashlog.c  mappings that changed since, in memory that outlives the process
  *	qcow2-replay.c	and what the next open makes of them
  *	qcow2-refs.c	references are counted anew
+ *	qcow2-check.c	they are compared with the refcounts, nothing is changed
+ *	qcow2-relink.c	another backing file's name
  *	qcow2-repair.c	leaks and wrong refcounts go when an image was not closed
  *	qcow2-create.c	a new image
  *
@@ -309,6 +311,9 @@ void qcow2_header_free(struct qcow2_header *h);
 /* Writes what S->h says, durably, so that a power loss leaves the old or the new
  * header.  The caller has made durable what the new one points to. */
 int qcow2_header_write(struct qcow2 *s);
+/* NAME (NULL: none) is written at OFF, where nothing is, and then the header points to it.
+ * S->h does not follow. */
+int qcow2_header_point(struct qcow2 *s, uint64_t off, const char *name);
 /* Whether extensions and backing name fit; else that fails with -ENOSPC, changing nothing. */
 bool qcow2_header_has_room(const struct qcow2 *s);
 struct qcow2_ext *qcow2_ext_find(struct qcow2_header *h, uint32_t type);

@@ -64,6 +64,19 @@ int qcow2_bitmap_ext_get(struct node *n, struct qcow2_bitmap_ext *ext);
  * both), durably, ordered after everything written before. */
 int qcow2_bitmap_ext_set(struct node *n, const struct qcow2_bitmap_ext *ext, struct error *err);
 
+/* What is wrong with an image's tables: qcow2-check.c. */
+struct qcow2_check {
+	uint64_t damaged;		/* refcounts that are too low, pointers that make no sense */
+	uint64_t leaked;		/* clusters that are counted and not used: harmless */
+};
+
+/* The image may be open read only.  0 whatever was found; -E2BIG: too many tables. */
+int qcow2_check(struct node *n, struct qcow2_check *out, struct error *err);
+
+/* NAME (NULL: none) is the backing file's name in the header from now on, durably; FORMAT its
+ * format.  What is open below the node stays as it is. */
+int qcow2_relink(struct node *n, const char *name, const char *format, struct error *err);
+
 uint32_t qcow2_cluster_size(const struct node *n);
 /* COUNT adjacent clusters with refcount 1: offset in the file, or -errno. */
 int64_t qcow2_alloc_clusters(struct node *n, uint64_t count);

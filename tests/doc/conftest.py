@@ -68,6 +68,11 @@ def merino_page():
 
 
 @pytest.fixture(scope="session")
+def backup_page():
+    return Page((ROOT / "doc" / "merino-backup.1.pod").read_text())
+
+
+@pytest.fixture(scope="session")
 def qmp_page():
     """As the build makes it."""
     template = (ROOT / "doc" / "merinod-qmp.7.pod.in").read_text()
