@@ -9,6 +9,7 @@
 #include "common/io-sim-int.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -132,9 +133,17 @@ static struct sim_file *file_create(struct io_sim *sim, const char *path)
 static struct io_file *sim_open(struct io *io, const char *path, unsigned flags, struct error *err)
 {
 	struct io_sim *sim = sim_of(io);
-	struct sim_file *file = file_find(sim, path);
+	static unsigned unnamed;
+	char name[64];
+	struct sim_file *file;
 	struct sim_handle *h;
 	int rc = 0;
+
+	if (flags & IO_UNNAMED) {
+		snprintf(name, sizeof(name), "#unnamed%u", unnamed++);
+		path = name;
+	}
+	file = file_find(sim, path);
 
 	if (sim->dead)
 		rc = -EIO;

@@ -12,7 +12,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -126,6 +128,23 @@ static int finish_open(struct io_file *f, unsigned flags)
 	return 0;
 }
 
+/* Where the file system has no O_TMPFILE, a name that goes at once. */
+static int open_unnamed(const char *dir, int oflags)
+{
+	char path[PATH_MAX];
+	int fd = open_restart(dir, (oflags & ~O_CREAT) | O_TMPFILE);
+
+	if (fd != -EOPNOTSUPP && fd != -EISDIR && fd != -EINVAL)
+		return fd;
+	if (snprintf(path, sizeof(path), "%s/.merino-XXXXXX", dir) >= (int)sizeof(path))
+		return -ENAMETOOLONG;
+	fd = mkostemp(path, O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	unlink(path);
+	return fd;
+}
+
 struct io_file *io_sys_open(struct io *io, const char *path, unsigned flags, struct error *err)
 {
 	int oflags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
@@ -137,8 +156,13 @@ struct io_file *io_sys_open(struct io *io, const char *path, unsigned flags, str
 		oflags |= O_DIRECT;
 	if (flags & IO_CREATE)
 		oflags |= flags & IO_TRUNC ? O_CREAT : O_CREAT | O_EXCL;
+	if (flags & IO_UNNAMED)
+		oflags &= ~O_EXCL;	/* with O_TMPFILE it means another thing */
 
-	fd = fdset_is_name(path) ? fdset_open(path, oflags) : open_restart(path, oflags);
+	if (flags & IO_UNNAMED)
+		fd = open_unnamed(path, oflags);
+	else
+		fd = fdset_is_name(path) ? fdset_open(path, oflags) : open_restart(path, oflags);
 	if (fd == -EINVAL && (flags & IO_DIRECT)) {
 		error_set(err, fd, "Could not open '%s': the file system does not support O_DIRECT", path);
 		return NULL;

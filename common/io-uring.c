@@ -337,7 +337,7 @@ static int uring_pwrite(struct io_file *f, const void *buf, size_t len, uint64_t
 	struct loop *l = uring_loop(f->io);
 	const char *p = buf;
 
-	if (!f->direct && !(flags & IO_DSYNC)) {
+	if (!f->direct && !f->no_inline_write && !(flags & IO_DSYNC)) {
 		ssize_t now = uring_pwrite_now(f, p, len, off);
 
 		if (now == (ssize_t)len)

@@ -30,6 +30,7 @@ enum io_open_flags {
 	IO_DIRECT = 2,		/* O_DIRECT: offset, length and memory multiples of io_file.align */
 	IO_CREATE = 4,		/* create, fail when it exists */
 	IO_TRUNC = 8,		/* with IO_CREATE: reuse an existing file, emptied */
+	IO_UNNAMED = 16,	/* with IO_CREATE: a file without a name; the path is its directory */
 };
 
 enum io_write_flags {
@@ -50,6 +51,7 @@ struct io_file {
 	uint32_t align;		/* 1 when buffered; the logical block size when direct */
 	bool writable, direct, is_block_device;
 	bool no_nowait_write;	/* the file system refused RWF_NOWAIT writes */
+	bool no_inline_write;	/* its writes are large and nobody waits for them */
 	bool no_punch, no_zero_range;	/* the file system refused these once */
 	uint8_t map_strikes;		/* io-uring.c: inline maps that were slow, lately */
 	uint32_t write_ns;	/* moving average of inline writes: io-uring.c's judgement */

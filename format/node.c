@@ -327,8 +327,20 @@ int node_map_chain(struct node *n, uint64_t off, uint64_t len, struct extents *x
 	return rc < 0 ? rc : 0;
 }
 
+static int taps_allow_shrink(struct node *n, uint64_t size, struct error *err)
+{
+	int rc = 0;
+
+	for (struct tap *t = n->taps; t && !rc; t = t->next)
+		if (t->ops->may_shrink)
+			rc = t->ops->may_shrink(t, size, err);
+	return rc;
+}
+
 int node_truncate(struct node *n, uint64_t size, struct error *err)
 {
+	int rc;
+
 	if (n->read_only)
 		return error_set(err, -EPERM, "Image is read-only");
 	if (size > INT64_MAX)
@@ -336,7 +348,8 @@ int node_truncate(struct node *n, uint64_t size, struct error *err)
 	if (!n->driver->truncate)
 		return error_set(err, -ENOTSUP, "Image format driver '%s' does not support resize",
 				 n->driver->name);
-	return n->driver->truncate(n, size, err);
+	rc = size < n->size ? taps_allow_shrink(n, size, err) : 0;
+	return rc ? rc : n->driver->truncate(n, size, err);
 }
 
 bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file **f,

@@ -77,6 +77,8 @@ struct tap_ops {
 	/* After it, with its result; NULL when not wanted.  A discard that nobody could do
 	 * has succeeded, too: what reads as before is no failure. */
 	void (*after)(struct tap *t, const struct tap_request *rq, int rc);
+	/* The node is about to have SIZE bytes, fewer than now: -errno refuses.  NULL: it may. */
+	int (*may_shrink)(struct tap *t, uint64_t size, struct error *err);
 };
 
 /* What requests are counted as (QEMU's BlockAcctType). */
@@ -306,6 +308,9 @@ bool node_on_block_device(const struct node *n);
 
 /* The open file of a file or host_device node; NULL for all others. */
 struct io_file *node_storage(const struct node *n);
+
+/* Where in its file a raw node begins, bytes; 0 for all others. */
+uint64_t raw_offset_of(const struct node *n);
 
 bool node_host_range(struct node *n, uint64_t off, uint64_t len, struct io_file **f,
 		     uint64_t *host_off);

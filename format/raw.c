@@ -68,6 +68,11 @@ static inline uint64_t raw_offset(struct node *n)
 	return ((struct raw *)n->state)->offset;
 }
 
+uint64_t raw_offset_of(const struct node *n)
+{
+	return n->driver == &raw_driver ? ((const struct raw *)n->state)->offset : 0;
+}
+
 static int raw_read(struct node *n, void *buf, uint64_t off, size_t len)
 {
 	return node_read(n->child[CHILD_FILE], buf, off + raw_offset(n), len);
