@@ -49,6 +49,9 @@ void bitmap_zero_bits(struct bitmap *b);
 /* -EFBIG past BITMAP_BYTES_MAX, -ENOMEM; nothing has changed then. */
 int bitmap_resize(struct bitmap *b, uint64_t size);
 
+/* Sets the bits, and leaves alone what is known of zeroes (changes.h). */
+void bitmap_mark(struct bitmap *b, uint64_t off, uint64_t len);
+
 /* store.c: may N's image hold one more persistent bitmap, called NAME? */
 int store_can_add(struct node *n, const char *name, unsigned granularity_bits,
 		  struct error *err);

@@ -19,6 +19,7 @@
 #include <sys/mman.h>
 
 #include "bitmaps/bits.h"
+#include "bitmaps/changes.h"
 
 #define PAGE 4096u
 
@@ -54,6 +55,7 @@ int bitmap_alloc_bits(struct bitmap *b)
 
 void bitmap_free_bits(struct bitmap *b)
 {
+	changes_drop(b);
 	if (b->bits)
 		munmap(b->bits, b->bits_len);
 	b->bits = NULL;
@@ -63,6 +65,7 @@ void bitmap_free_bits(struct bitmap *b)
 
 void bitmap_zero_bits(struct bitmap *b)
 {
+	changes_drop(b);
 	if (b->dirty)
 		madvise(b->bits, b->bits_len, MADV_DONTNEED);
 	b->dirty = 0;
@@ -76,6 +79,7 @@ int bitmap_resize(struct bitmap *b, uint64_t size)
 
 	if (bitmap_data_bytes(size, b->granularity_bits) > BITMAP_BYTES_MAX)
 		return -EFBIG;
+	changes_resize(b, granules);
 	if (b->bits && granules < bitmap_granules(b))
 		b->dirty -= bits_clear(b->bits, granules, bitmap_granules(b) - 1);
 	if (b->bits && len != b->bits_len) {
@@ -93,15 +97,12 @@ int bitmap_resize(struct bitmap *b, uint64_t size)
 	return 0;
 }
 
-void bitmap_set(struct bitmap *b, uint64_t off, uint64_t len)
+/* The bits alone: what they say of zeroes stays. */
+static void mark(struct bitmap *b, uint64_t off, uint64_t len)
 {
-	uint64_t first, last, n;
+	uint64_t first = off >> b->granularity_bits;
+	uint64_t last = (off + len - 1) >> b->granularity_bits, n;
 
-	if (off >= b->size || !len || !b->bits)
-		return;
-	len = min_u64(len, b->size - off);
-	first = off >> b->granularity_bits;
-	last = (off + len - 1) >> b->granularity_bits;
 	if (first == last && bits_test(b->bits, first))
 		return;
 	n = bits_set(b->bits, first, last);
@@ -109,6 +110,23 @@ void bitmap_set(struct bitmap *b, uint64_t off, uint64_t len)
 		b->dirty += n;
 		b->changed = true;
 	}
+}
+
+void bitmap_mark(struct bitmap *b, uint64_t off, uint64_t len)
+{
+	if (off < b->size && len && b->bits)
+		mark(b, off, min_u64(len, b->size - off));
+}
+
+void bitmap_set(struct bitmap *b, uint64_t off, uint64_t len)
+{
+	if (off >= b->size || !len || !b->bits)
+		return;
+	len = min_u64(len, b->size - off);
+	if (__builtin_expect(b->changes != NULL, 0))
+		changes_written(b, off >> b->granularity_bits,
+				(off + len - 1) >> b->granularity_bits);
+	mark(b, off, len);
 }
 
 void bitmap_reset(struct bitmap *b, uint64_t off, uint64_t len)
@@ -122,6 +140,7 @@ void bitmap_reset(struct bitmap *b, uint64_t off, uint64_t len)
 	end = off + len == b->size ? bitmap_granules(b) : (off + len) >> b->granularity_bits;
 	if (first >= end)
 		return;
+	changes_written(b, first, end - 1);
 	n = bits_clear(b->bits, first, end - 1);
 	if (n) {
 		b->dirty -= n;
@@ -176,6 +195,52 @@ void bitmap_extents(const struct bitmap *b, uint64_t off, uint64_t len, struct e
 	}
 }
 
+/* Runs of a range whose granules are all dirty, as PLANES (ZERO, then HOLE) split it. */
+static bool add_planes(const struct bitmap *b, uint64_t off, uint64_t end, unsigned plane,
+		       uint32_t flags, struct extents *x)
+{
+	static const uint32_t flag[] = { EXTENT_ZERO, EXTENT_HOLE };
+	const struct changes *c = b->changes;
+
+	if (!c || plane == 2)
+		return extents_add(x, end - off, flags, 0);
+	while (off < end) {
+		const uint64_t *v = plane ? c->hole : c->zero;
+		uint64_t g = off >> b->granularity_bits;
+		uint64_t last = DIV_ROUND_UP(end, bitmap_granularity(b)), stop;
+		bool set = bits_test(v, g);
+
+		stop = (set ? bits_next_clear : bits_next_set)(v, g, last);
+		stop = min_u64(stop << b->granularity_bits, end);
+		/* A hole that is not zero is pending. */
+		if (!(set ? add_planes(b, off, stop, plane + 1, flags | flag[plane], x)
+			  : extents_add(x, stop - off, flags, 0)))
+			return false;
+		off = stop;
+	}
+	return true;
+}
+
+void bitmap_changes(const struct bitmap *b, uint64_t off, uint64_t len, uint64_t instant,
+		    struct extents *x)
+{
+	uint64_t end = off + min_u64(len, UINT64_MAX - off), stop;
+
+	if (!b->changes || (instant && b->changes->last_claim >= instant)) {
+		bitmap_extents(b, off, len, x);
+		return;
+	}
+	while (off < end) {
+		bool dirty = bitmap_get(b, off);
+
+		stop = dirty ? bitmap_next_clean(b, off, end) : bitmap_next_dirty(b, off, end);
+		if (!(dirty ? add_planes(b, off, stop, 0, EXTENT_DIRTY, x)
+			    : extents_add(x, stop - off, 0, 0)))
+			return;
+		off = stop;
+	}
+}
+
 static int merge_check(const struct bitmap *dst, const struct bitmap *src, struct error *err)
 {
 	int rc = bitmap_check(src, BITMAP_NOT_BUSY | BITMAP_NOT_INCONSISTENT, err);
@@ -195,6 +260,7 @@ static void merge_one(struct bitmap *dst, const struct bitmap *src)
 
 	if (dst == src)
 		return;
+	changes_merge(dst, src);
 	if (dst->granularity_bits == src->granularity_bits) {
 		n = bits_or(dst->bits, src->bits, words(dst));
 		dst->dirty += n;
@@ -203,7 +269,7 @@ static void merge_one(struct bitmap *dst, const struct bitmap *src)
 	}
 	for (off = 0; (off = bitmap_next_dirty(src, off, src->size)) < src->size; off = end) {
 		end = bitmap_next_clean(src, off, src->size);
-		bitmap_set(dst, off, end - off);
+		mark(dst, off, end - off);
 	}
 }
 
@@ -223,6 +289,7 @@ int bitmap_merge(struct bitmap *dst, struct bitmap *const *src, unsigned n, stru
 struct bitmap_backup {
 	uint64_t *bits;
 	uint64_t bits_len, size, dirty;
+	struct changes *changes;
 	bool enabled, changed;
 };
 
@@ -243,6 +310,7 @@ struct bitmap_backup *bitmap_save(const struct bitmap *b)
 		return NULL;
 	}
 	bits_or(s->bits, b->bits, words(b));	/* touches only what is not zero */
+	s->changes = changes_copy(b);
 	return s;
 }
 
@@ -252,6 +320,7 @@ void bitmap_restore(struct bitmap *b, struct bitmap_backup *s)
 	bitmap_free_bits(b);
 	b->bits = s->bits;
 	b->bits_len = s->bits_len;
+	b->changes = s->changes;
 	b->dirty = s->dirty;
 	b->enabled = s->enabled;
 	b->changed = s->changed;
@@ -260,6 +329,8 @@ void bitmap_restore(struct bitmap *b, struct bitmap_backup *s)
 
 void bitmap_backup_free(struct bitmap_backup *s)
 {
+	if (s)
+		changes_free(s->changes);
 	if (s && s->bits)
 		munmap(s->bits, s->bits_len);
 	free(s);

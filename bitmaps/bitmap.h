@@ -24,6 +24,7 @@
 #include "common/error.h"
 #include "common/extents.h"
 
+struct changes;
 struct json_object;
 struct node;
 struct tracker;
@@ -44,6 +45,7 @@ struct bitmap {
 	uint64_t *bits;			/* mmap'd; bits past the end are 0; NULL when inconsistent */
 	uint64_t bits_len;		/* bytes mapped at bits */
 	uint64_t dirty;			/* set bits (granules) */
+	struct changes *changes;	/* which dirty granules are zeroed (changes.h); NULL: none */
 	bool enabled;			/* records writes */
 	bool persistent;		/* stored in the image at a clean close */
 	bool inconsistent;		/* was in use when its owner died: only removal is allowed */
@@ -95,6 +97,11 @@ uint64_t bitmap_next_dirty(const struct bitmap *b, uint64_t off, uint64_t end);
 uint64_t bitmap_next_clean(const struct bitmap *b, uint64_t off, uint64_t end);
 /* Appends runs (EXTENT_DIRTY or 0) that cover [off, off+len) or as many as fit. */
 void bitmap_extents(const struct bitmap *b, uint64_t off, uint64_t len, struct extents *x);
+/* The same, with EXTENT_ZERO for what reads as zeroes, and EXTENT_HOLE for what needs no
+ * space either.  INSTANT (ns, CLOCK_MONOTONIC) is that of the view through which the disk
+ * is seen; 0: it is seen as it is. */
+void bitmap_changes(const struct bitmap *b, uint64_t off, uint64_t len, uint64_t instant,
+		    struct extents *x);
 
 static inline uint64_t bitmap_granularity(const struct bitmap *b)
 {

@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "bitmaps/changes.h"
 #include "common/log.h"
 
 static bool follow_growth(struct bitmap *b)
@@ -29,22 +30,47 @@ static bool follow_growth(struct bitmap *b)
 	return false;
 }
 
+/* A bitmap that does not record keeps its bits, but what it says of zeroes is about now. */
+static void forget_zeroes(struct bitmap *b, const struct tap_request *rq)
+{
+	uint64_t end = min_u64(rq->off + rq->len, b->size);
+
+	if (rq->off < end)
+		changes_written(b, rq->off >> b->granularity_bits,
+				(end - 1) >> b->granularity_bits);
+}
+
 static void tracker_before(struct tap *t, const struct tap_request *rq)
 {
 	struct tracker *tr = (struct tracker *)t;
 
 	for (struct bitmap *b = tr->node->bitmaps; b; b = b->next) {
-		if (!b->enabled)
+		if (!b->enabled) {
+			if (__builtin_expect(b->changes != NULL, 0))
+				forget_zeroes(b, rq);
 			continue;
+		}
 		if (__builtin_expect(rq->off + rq->len > b->size, 0) && !follow_growth(b))
 			continue;
-		bitmap_set(b, rq->off, rq->len);
+		if (rq->kind == TAP_WRITE)
+			bitmap_set(b, rq->off, rq->len);
+		else
+			bitmap_mark(b, rq->off, rq->len);
 	}
+	if (rq->kind != TAP_WRITE)
+		changes_before(tr->node, rq);
+}
+
+static void tracker_after(struct tap *t, const struct tap_request *rq, int rc)
+{
+	if (rq->kind != TAP_WRITE)
+		changes_after(((struct tracker *)t)->node, rq, rc);
 }
 
 static const struct tap_ops tracker_ops = {
 	.name = "bitmaps",
 	.before = tracker_before,
+	.after = tracker_after,
 };
 
 static struct tracker *tracker_new(struct node *n)

@@ -113,6 +113,9 @@ enum nbd_errno {
 #define NBD_STATE_HOLE		1u	/* base:allocation */
 #define NBD_STATE_ZERO		2u
 #define NBD_STATE_DIRTY		1u	/* qemu:dirty-bitmap */
+#define NBD_CHANGES_DIRTY	1u	/* merino:changes: changed */
+#define NBD_CHANGES_ZERO	2u	/* … and reads as zeroes */
+#define NBD_CHANGES_HOLE	4u	/* … and needs no space; only with ZERO */
 
 #define NBD_REQUEST_SIZE	28	/* bytes of a request's header */
 #define NBD_SIMPLE_REPLY_SIZE	16

@@ -179,6 +179,8 @@ struct node {
 	char *filename;			/* what query commands show; owned */
 	struct json_object *options;	/* the driver's, children left out; owned */
 	struct io_stats stats;
+	uint64_t instant;		/* a view: when what it shows of the node below was so
+					 * (ns, CLOCK_MONOTONIC; after the gates were closed); 0: now */
 	uint64_t wr_highest;		/* end of the highest write, bytes */
 	uint64_t write_threshold;	/* block-set-write-threshold; 0: none */
 	struct node *child[CHILD_COUNT];

@@ -29,18 +29,42 @@ static uint32_t descriptor_flags(const struct export_context *ctx, const struct 
 		       (e->flags & EXTENT_ZERO ? NBD_STATE_ZERO : 0);
 	case CONTEXT_DEPTH:
 		return e->depth;
+	case CONTEXT_CHANGES:
+		return (e->flags & EXTENT_DIRTY ? NBD_CHANGES_DIRTY : 0) |
+		       (e->flags & EXTENT_ZERO ? NBD_CHANGES_ZERO : 0) |
+		       (e->flags & EXTENT_HOLE ? NBD_CHANGES_HOLE : 0);
 	default:
 		return e->flags & EXTENT_DIRTY ? NBD_STATE_DIRTY : 0;
 	}
+}
+
+/* Whether N shows the bytes of WHAT: as they are (*INSTANT is 0), or as they were then.
+ * Not through a layer of its own data, of which a bitmap further down knows nothing. */
+static bool shows(const struct node *n, const struct node *what, uint64_t *instant)
+{
+	*instant = 0;
+	for (; n && n != what; n = n->child[CHILD_FILE]) {
+		if (n->instant)
+			*instant = n->instant;
+		else if (!n->driver->filter)
+			return false;
+	}
+	return n;
 }
 
 /* Appends what is known of [off, off+len). */
 static int collect_step(struct request *rq, const struct export_context *ctx, uint64_t off,
 			uint64_t len, struct extents *x)
 {
-	if (ctx->kind != CONTEXT_BITMAP)
+	const struct bitmap *b = ctx->bitmap;
+	uint64_t instant;
+
+	if (!b)
 		return node_map_chain(rq->conn->node, off, len, x);
-	bitmap_extents(ctx->bitmap, off, len, x);
+	if (ctx->kind == CONTEXT_CHANGES && shows(rq->conn->node, b->node, &instant))
+		bitmap_changes(b, off, len, instant, x);
+	else
+		bitmap_extents(b, off, len, x);
 	return 0;
 }
 

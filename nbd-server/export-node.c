@@ -27,6 +27,7 @@ static int context_set(struct export_context *c, enum context_kind kind, struct 
 		[CONTEXT_ALLOCATION] = "base:allocation",
 		[CONTEXT_DEPTH] = "qemu:allocation-depth",
 		[CONTEXT_BITMAP] = "qemu:dirty-bitmap:",
+		[CONTEXT_CHANGES] = "merino:changes:",
 	};
 
 	c->kind = kind;
@@ -89,14 +90,27 @@ static int export_add_bitmap(struct export *e, struct json_object *ref, struct e
 	if (!b)
 		return err->code ? err->code : -ENOENT;
 	rc = bitmap_check(b, BITMAP_NOT_BUSY | BITMAP_NOT_INCONSISTENT, err);
-	if (!rc && context_set(&e->contexts[e->n_contexts], CONTEXT_BITMAP, b))
-		rc = error_set(err, -ENOMEM, "Out of memory");
 	if (rc)
 		return rc;
+	if (context_set(&e->contexts[e->n_contexts], CONTEXT_BITMAP, b))
+		return error_set(err, -ENOMEM, "Out of memory");
 	/* The node may be another one than the export's: it stays while we read its bitmap. */
 	node_ref(b->node);
 	b->busy++;
 	e->n_contexts++;
+	return 0;
+}
+
+/* Each bitmap once more, behind all others: it is held by its first context. */
+static int export_add_changes(struct export *e, struct error *err)
+{
+	for (unsigned i = 0, n = e->n_contexts; i < n; i++) {
+		struct bitmap *b = e->contexts[i].bitmap;
+
+		if (b && context_set(&e->contexts[e->n_contexts], CONTEXT_CHANGES, b))
+			return error_set(err, -ENOMEM, "Out of memory");
+		e->n_contexts += b ? 1 : 0;
+	}
 	return 0;
 }
 
@@ -108,7 +122,7 @@ static int export_add_contexts(struct export *e, const struct export_options *o,
 	if (n > BITMAPS_MAX)
 		return error_set(err, -E2BIG, "Export '%s' has more than %u bitmaps", e->id,
 				 BITMAPS_MAX);
-	e->contexts = calloc(n + 2, sizeof(*e->contexts));
+	e->contexts = calloc(2 * n + 2, sizeof(*e->contexts));
 	if (!e->contexts || context_set(&e->contexts[e->n_contexts++], CONTEXT_ALLOCATION, NULL) ||
 	    (o->allocation_depth &&
 	     context_set(&e->contexts[e->n_contexts++], CONTEXT_DEPTH, NULL)))
@@ -124,7 +138,7 @@ static int export_add_contexts(struct export *e, const struct export_options *o,
 		if (rc)
 			return rc;
 	}
-	return 0;
+	return export_add_changes(e, err);
 }
 
 static void export_drop_contexts(struct export *e)
@@ -133,7 +147,7 @@ static void export_drop_contexts(struct export *e)
 		struct bitmap *b = e->contexts[i].bitmap;
 
 		free(e->contexts[i].name);
-		if (!b)
+		if (e->contexts[i].kind != CONTEXT_BITMAP)
 			continue;
 		b->busy--;
 		node_unref(b->node);

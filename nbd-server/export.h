@@ -20,13 +20,13 @@
 struct bitmap;
 struct conn;
 
-enum context_kind { CONTEXT_ALLOCATION, CONTEXT_DEPTH, CONTEXT_BITMAP };
+enum context_kind { CONTEXT_ALLOCATION, CONTEXT_DEPTH, CONTEXT_BITMAP, CONTEXT_CHANGES };
 
 /* A metadata context that the export offers.  Its index in export->contexts is
  * its id on the wire: 0 is always base:allocation. */
 struct export_context {
 	enum context_kind kind;
-	struct bitmap *bitmap;		/* CONTEXT_BITMAP: touched on the export's loop only */
+	struct bitmap *bitmap;		/* of the last two; touched on the export's loop only */
 	char *name;			/* "qemu:dirty-bitmap:x"; owned */
 };
 

@@ -5,8 +5,9 @@
  *	base:allocation				the export's contexts[0]
  *	qemu:allocation-depth
  *	qemu:dirty-bitmap:NAME
+ *	merino:changes:NAME			the same, with what was zeroed told apart
  *
- * LIST also takes "base:", "qemu:" and "qemu:dirty-bitmap:" for all below them,
+ * LIST also takes "base:", "qemu:", "qemu:dirty-bitmap:" and so on for all below them,
  * and no query at all for everything.  SET takes whole names; what matches
  * nothing is left out, not an error.  Every SET, a failed one too, replaces what
  * the one before it selected.
@@ -43,7 +44,8 @@ static bool meta_parse(struct handshake *h, struct meta_request *r)
 	return p.left == 0;
 }
 
-static const char *const above[] = { "base:", "qemu:", "qemu:dirty-bitmap:" };
+static const char *const above[] = { "base:", "qemu:", "qemu:dirty-bitmap:", "merino:",
+				     "merino:changes:" };
 
 #define N_ABOVE (sizeof(above) / sizeof(above[0]))
 

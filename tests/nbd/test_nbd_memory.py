@@ -438,7 +438,7 @@ def test_many_queries_for_many_contexts(daemon, tmp):
     c.negotiate_structured()
     ids = c.meta(OPT_SET_META, "b", [f"qemu:dirty-bitmap:bitmap-{i}" for i in (0, 7, 500, 999)])
     assert sorted(ids.values()) == [1, 8, 501, 1000]
-    assert len(c.meta(OPT_LIST_META, "b", [])) == 1001
+    assert len([n for n in c.meta(OPT_LIST_META, "b", []) if not n.startswith("merino:")]) == 1001
     assert len(c.meta(OPT_LIST_META, "b", ["qemu:"])) == 1000
     data = nbdraw.meta_payload("b", ["qemu:dirty-bitmap:n" for _ in range(1000)])
     before = d.cpu_seconds()
