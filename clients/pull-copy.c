@@ -344,6 +344,7 @@ int pull_copy(const struct pull_options *o, struct source *s, struct sink *k,
 	st->size = s->size;
 	rc = plan_init(&c.plan, s->size, s->block, s->context[0] != 0, s->has_allocation,
 		       sink_previous_size(k));
+	c.plan.changes = s->tells_zeroes;
 	if (rc == 0)
 		rc = slots_alloc(&c, want * o->requests);
 	if (rc < 0)

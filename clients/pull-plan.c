@@ -9,7 +9,7 @@
  * block is seen again as a whole, or reads it when it would not get further.
  *
  * Flags: bit 0 of a dirty bitmap is "dirty"; any bit that we do not know counts
- * as dirty too.  Of base:allocation only NBD_STATE_ZERO says what is read;
+ * as dirty too.  merino:changes also has a bit for "and reads as zeroes".  Of base:allocation only NBD_STATE_ZERO says what is read;
  * a hole that is not said to be zero is read like data.
  */
 #include "clients/pull-plan.h"
@@ -22,6 +22,7 @@
 #include "common/checked.h"
 
 enum { STATE_ZERO = 2 };		/* NBD_STATE_ZERO */
+enum { CHANGES_ZEROED = 3 };		/* NBD_CHANGES_DIRTY | NBD_CHANGES_ZERO */
 
 /* Some servers round their last extent up; more than this is no rounding. */
 enum { ROUNDING = 65536 };
@@ -130,6 +131,8 @@ static enum run_kind plan_kind(const struct plan *p, uint32_t dirty, uint32_t al
 
 	if (!is_dirty)
 		return RUN_SKIP;
+	if (p->changes && (dirty & CHANGES_ZEROED) == CHANGES_ZEROED)
+		return RUN_ZERO;
 	return allocation & STATE_ZERO ? RUN_ZERO : RUN_READ;
 }
 

@@ -25,7 +25,7 @@ enum {
 };
 
 enum plan_context {
-	PLAN_DIRTY,			/* qemu:dirty-bitmap:NAME */
+	PLAN_DIRTY,			/* qemu:dirty-bitmap:NAME, or merino:changes:NAME */
 	PLAN_ALLOCATION,		/* base:allocation */
 	PLAN_CONTEXTS,
 };
@@ -53,6 +53,7 @@ struct plan_list {
 struct plan {
 	uint64_t size;			/* of the export, bytes */
 	uint64_t block;			/* the server's minimum block; power of two */
+	bool changes;			/* PLAN_DIRTY is merino:changes: set after plan_init() */
 	uint64_t all_from;		/* from here on everything counts as dirty */
 	uint64_t at;			/* how far the runs reach */
 	uint64_t asked;			/* length of the request in flight; 0: none */

@@ -18,6 +18,7 @@
 #include "common/uri.h"
 
 #define BITMAP_PREFIX "qemu:dirty-bitmap:"
+#define CHANGES_PREFIX "merino:changes:"	/* says the same, and what reads as zeroes */
 
 enum {
 	BITMAP_NAME_MAX = 1023,		/* bytes, QEMU's limit */
@@ -35,12 +36,16 @@ static int nbd_error(struct error *err, const char *uri)
 
 static int context_name(struct source *s, const char *bitmap, struct error *err)
 {
+	static const char *const prefixes[] = { BITMAP_PREFIX, CHANGES_PREFIX };
 	const char *prefix = BITMAP_PREFIX;
 
 	if (!bitmap)
 		return 0;
-	if (strncmp(bitmap, prefix, strlen(prefix)) == 0)
-		bitmap += strlen(prefix);
+	for (int i = 0; i < 2; i++)
+		if (strncmp(bitmap, prefixes[i], strlen(prefixes[i])) == 0) {
+			bitmap += strlen(prefixes[i]);
+			break;
+		}
 	if (!*bitmap || strlen(bitmap) > BITMAP_NAME_MAX)
 		return error_set(err, -EINVAL, "a bitmap's name has 1 to %d bytes", BITMAP_NAME_MAX);
 	strcpy(s->context, prefix);
@@ -73,12 +78,17 @@ static struct nbd_handle *make_handle(const struct source *s)
 struct name_list {
 	char text[512];
 	size_t n;			/* bytes of text */
+	const char *bitmap;		/* that is looked for */
+	bool changes;			/* the server has CHANGES_PREFIX with it */
 };
 
 static int name_list_add(void *user_data, const char *name)
 {
 	struct name_list *l = user_data;
+	size_t prefix = strlen(CHANGES_PREFIX);
 
+	if (!strncmp(name, CHANGES_PREFIX, prefix) && !strcmp(name + prefix, l->bitmap))
+		l->changes = true;
 	if (l->n + strlen(name) + 3 < sizeof(l->text))
 		l->n += sprintf(l->text + l->n, "%s%s", l->n ? ", " : "", name);
 	return 0;
@@ -95,8 +105,15 @@ static int first_connect(struct source *s, struct nbd_handle *h, struct name_lis
 		return 0;
 	if (nbd_clear_meta_contexts(h) < 0)
 		return -1;
+	offered->bitmap = s->context + strlen(BITMAP_PREFIX);
 	nbd_opt_list_meta_context(h, (nbd_context_callback){ .callback = name_list_add,
 							     .user_data = offered });
+	if (offered->changes) {
+		memmove(s->context + strlen(CHANGES_PREFIX), offered->bitmap,
+			strlen(offered->bitmap) + 1);
+		memcpy(s->context, CHANGES_PREFIX, strlen(CHANGES_PREFIX));
+		s->tells_zeroes = true;
+	}
 	return want_contexts(s, h) < 0 ? -1 : nbd_opt_go(h);
 }
 

@@ -39,11 +39,12 @@ struct source {
 	uint64_t block;			/* the server's minimum block, a power of two */
 	uint64_t max;			/* longest read it takes */
 	bool multi_conn;
+	bool tells_zeroes;		/* CONTEXT is merino:changes */
 	bool has_allocation;		/* base:allocation was agreed to */
 };
 
 /* Connects to URI.  BITMAP may be NULL; a full "qemu:dirty-bitmap:NAME" is fine
- * too.  A server without that bitmap is an error that lists what it has. */
+ * too.  "merino:changes:NAME" is preferred where the server has it.  A server without that bitmap is an error that lists what it has. */
 int source_open(struct source *s, const char *uri, const char *bitmap, struct error *err);
 
 /* Starts to open connections until there are WANT. */

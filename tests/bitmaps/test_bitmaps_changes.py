@@ -2,6 +2,7 @@
 """merino:changes:NAME: what was zeroed or discarded since is told apart from what was written, and never by mistake."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -217,3 +218,24 @@ def test_nbdinfo_and_nbdsh(daemon, tmp):
     script = ("import nbd\nh = nbd.NBD()\nh.add_meta_context('merino:changes:b')\n"
               f"h.connect_uri('{d.uri('x')}')\nh.block_status({16 * G}, 0, lambda c, o, e, err: print(c, e))\n")
     assert f"merino:changes:b [{G}, 1, {G}, 3, {G}, 7, {13 * G}, 0]" in tools.run("nbdsh", "-c", script).stdout
+
+
+def test_pull_reads_only_what_was_written(daemon, tmp):
+    """merino pull takes the context by itself; the copy is the disk."""
+    d = daemon.start("--blockdev", make(tmp, "qcow2", 64 * G))
+    add(d)
+    c = d.enter("x", NAMES)
+    c.write(0, b"x" * (32 * G))
+    merino = pathlib.Path(daemons.program()).with_name("merino")
+    tools.run(merino, "pull", d.uri("x"), tmp / "full")
+    d.qmp.cmd("block-export-del", {"id": "x", "mode": "hard"})
+    d.qmp.event("BLOCK_EXPORT_DELETED")
+    dirty.verb(d, "clear", "b")
+    offer(d)
+    c = d.enter("x", NAMES)
+    c.zero(0, 8 * G, F_NO_HOLE)
+    c.trim(16 * G, 8 * G)
+    c.write(20 * G, b"y" * G)
+    c.flush()
+    tools.run(merino, "pull", "--bitmap=b", "-B", tmp / "full", d.uri("x"), tmp / "inc")
+    assert tools.content(tmp / "inc") == c.read(0, 64 * G)

@@ -208,6 +208,34 @@ def test_disk_grew(merino, tmp):
     assert out(merino, "copy").read_bytes() == old + new
 
 
+def test_zeroed_ranges_are_not_read(merino, tmp):
+    """merino:changes is taken where the server has it; what it says is zero is zeroed in the copy, not read."""
+    old, new = pattern.block("a", 4 * MIB), bytearray(pattern.block("a", 4 * MIB))
+    new[:MIB], new[MIB:3 * MIB] = pattern.block("b", MIB), bytes(2 * MIB)
+
+    class Changes(Server):
+        def status(self, c, offset, length):
+            assert c != "qemu:dirty-bitmap:b"
+            flags = [1, 3, 7, 0] if c.startswith("merino:") else [0, 0, 0, 0]
+            runs, at = [], offset
+            while at < offset + length:
+                end = min(offset + length, at // MIB * MIB + MIB)
+                runs.append((end - at, flags[at // MIB]))
+                at = end
+            return runs
+    contexts = ["base:allocation", "qemu:dirty-bitmap:b", "merino:changes:b"]
+    for i, name in enumerate(("b", "qemu:dirty-bitmap:b", "merino:changes:b")):
+        with Server(tmp / f"s1{i}", old) as s:
+            merino.pull(s.uri, f"full{i}")
+            merino.pull("-f", "raw", s.uri, f"copy{i}")
+        with Changes(tmp / f"s2{i}", bytes(new), contexts=contexts) as s:
+            merino.pull(f"--bitmap={name}", "-B", f"full{i}", s.uri, f"inc{i}")
+            merino.pull(f"--bitmap={name}", "--onto", "-f", "raw", s.uri, f"copy{i}")
+            assert all(offset + length <= MIB for command, offset, length in s.requests if command == 0)
+        assert tools.content(out(merino, f"inc{i}")) == new
+        assert out(merino, f"copy{i}").read_bytes() == new
+
+
 def test_disk_shrank(merino, tmp):
     with Server(tmp / "s1", MIB) as s:
         out(merino, "copy").write_bytes(bytes(2 * MIB))

@@ -92,6 +92,28 @@ static void round_trip(unsigned units, bool use_dirty, bool use_zero, uint64_t a
 	plan_clear(&p);
 }
 
+/* merino:changes: bit 0 dirty, bit 1 zero; what is zero without being dirty is read. */
+static void test_changes(void **state)
+{
+	static const enum run_kind want[8] = { RUN_SKIP, RUN_READ, RUN_READ, RUN_ZERO,
+					       RUN_READ, RUN_READ, RUN_READ, RUN_ZERO };
+	struct error err = ERROR_INIT;
+	uint64_t off, len;
+
+	for (uint32_t flags = 0; flags < 8; flags++) {
+		uint32_t v[] = { 4096, flags };
+		struct plan p;
+
+		assert_int_equal(plan_init(&p, 4096, 1, true, false, UINT64_MAX), 0);
+		p.changes = true;
+		assert_true(plan_ask(&p, &off, &len));
+		plan_reply(&p, PLAN_DIRTY, 0, v, 2);
+		assert_int_equal(plan_reply_end(&p, &err), 0);
+		assert_int_equal(plan_next(&p)->kind, want[flags]);
+		plan_clear(&p);
+	}
+}
+
 static void test_model(void **state)
 {
 	srandom(1);
@@ -157,6 +179,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_model),
+		cmocka_unit_test(test_changes),
 		cmocka_unit_test(test_nothing_known),
 		cmocka_unit_test(test_lie),
 		cmocka_unit_test(test_cut_blocks),
