@@ -11,6 +11,7 @@
 #include "clients/cli.h"
 #include "clients/pull.h"
 #include "clients/restore.h"
+#include "clients/verify.h"
 #include "common/log.h"
 
 struct verb {
@@ -23,6 +24,7 @@ struct verb {
 static const struct verb verbs[] = {
 	{ "pull", "merino pull", pull_main, "copy a disk, or what changed on it, from an NBD server" },
 	{ "restore", "merino restore", restore_main, "bring disks back from a backup repository" },
+	{ "verify", "merino verify", verify_main, "prove a backup repository, or say what is damaged" },
 	{ NULL },
 };
 

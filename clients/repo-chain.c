@@ -96,6 +96,16 @@ static int read_header(const struct repo *r, const char *name, uint8_t h[QCOW2_H
 	return rc;
 }
 
+int repo_image_backing(const struct repo *r, const struct repo_layer *l, char out[REPO_FILE_MAX],
+		       struct error *err)
+{
+	char name[REPO_FILE_MAX];
+	uint8_t h[QCOW2_HEADER];
+
+	repo_file_name(name, l->disk->name, l->point->id, "qcow2");
+	return read_header(r, name, h, out, err);
+}
+
 /* BACKING is the image of one of the two points that may be below. */
 static bool backing_fits(const struct repo_disk *d, const char *backing)
 {

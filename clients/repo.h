@@ -135,6 +135,9 @@ int repo_chain_node(const struct repo *r, const struct repo_chain *c, struct gra
 /* What repo_chain_node() opens, as a JSON object for --blockdev; full paths. */
 struct json_object *repo_chain_blockdev(const struct repo *r, const struct repo_chain *c,
 					struct error *err);
+/* The backing file's name that the layer's image has in its header; "": none. */
+int repo_image_backing(const struct repo *r, const struct repo_layer *l, char out[REPO_FILE_MAX],
+		       struct error *err);
 /* The chain's .sums files, compared with the manifests' hashes first; DISK@POINT.merged
  * instead, where that one is what the manifest means. */
 int repo_chain_sums(const struct repo *r, const struct repo_chain *c, struct sums **out,
