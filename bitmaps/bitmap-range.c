@@ -273,6 +273,16 @@ static void merge_one(struct bitmap *dst, const struct bitmap *src)
 	}
 }
 
+void bitmap_or(struct bitmap *dst, const struct bitmap *src)
+{
+	if (!dst->bits)
+		return;
+	if (src->bits)
+		merge_one(dst, src);
+	else
+		bitmap_set(dst, 0, dst->size);
+}
+
 int bitmap_merge(struct bitmap *dst, struct bitmap *const *src, unsigned n, struct error *err)
 {
 	int rc = bitmap_check(dst, BITMAP_CHECK_DEFAULT, err);

@@ -173,20 +173,50 @@ int bitmap_check(const struct bitmap *b, unsigned checks, struct error *err)
 	return 0;
 }
 
+int bitmap_unstore(struct bitmap *b, struct error *err)
+{
+	int rc = 0;
+
+	if (b->persistent) {
+		b->busy++;
+		rc = store_remove(b, err);
+		b->busy--;
+	}
+	if (rc == 0)
+		b->persistent = false;
+	return rc;
+}
+
 int bitmap_remove(struct bitmap *b, struct error *err)
 {
 	int rc = bitmap_check(b, BITMAP_NOT_BUSY | BITMAP_NOT_RO, err);
 
 	if (rc < 0)
 		return rc;
-	if (b->persistent) {
-		b->busy++;
-		rc = store_remove(b, err);
-		b->busy--;
-		if (rc < 0)
-			return rc;
-	}
+	rc = bitmap_unstore(b, err);
+	if (rc < 0)
+		return rc;
 	bitmap_free(b);
+	return 0;
+}
+
+int bitmap_rename(struct bitmap *b, const char *name, struct error *err)
+{
+	char *copy;
+	int rc = strcmp(b->name, name) ? check_name(b->node, name, err) : 0;
+
+	if (rc < 0)
+		return rc;
+	copy = strdup(name);
+	if (!copy)
+		return error_set(err, -ENOMEM, "Out of memory");
+	free(b->name);
+	b->name = copy;
+	return 0;
+}
+
+int bitmaps_commit(struct node *n, struct error *err)
+{
 	return 0;
 }
 

@@ -52,6 +52,7 @@ struct bitmap {
 	bool read_only;			/* the image is read only: no change may be stored */
 	unsigned busy;			/* exports and jobs that hold it */
 	bool changed;			/* the bits differ from what is stored */
+	bool ended;			/* nobody wants it any more: goes when the gates close */
 };
 
 /* QEMU's block-dirty-bitmap-add.  GRANULARITY in bytes; 0: the cluster size of a
@@ -78,6 +79,17 @@ int bitmap_clear(struct bitmap *b, struct error *err);
 int bitmap_set_enabled(struct bitmap *b, bool enabled, struct error *err);
 /* dst |= each of src; granularities may differ; all or nothing.  Sizes must match. */
 int bitmap_merge(struct bitmap *dst, struct bitmap *const *src, unsigned n, struct error *err);
+
+/* dst |= src, of the same size, whoever else uses SRC.  One without bits is all dirty. */
+void bitmap_or(struct bitmap *dst, const struct bitmap *src);
+/* The first half of removing a persistent bitmap, for which the gates may be open: it
+ * vanishes from the image, durably, and is in memory only from then on.  May suspend. */
+int bitmap_unstore(struct bitmap *b, struct error *err);
+/* "Bitmap already exists: x".  In the image with the next bitmaps_commit(). */
+int bitmap_rename(struct bitmap *b, const char *name, struct error *err);
+/* What was done to the persistent bitmaps of N before the call outlives the process and
+ * the machine when it returns.  May suspend. */
+int bitmaps_commit(struct node *n, struct error *err);
 
 /* A copy of the bits, the count and the enabled state, so that a transaction can
  * undo: the gates stay closed from one to the other.  NULL: out of memory. */

@@ -246,24 +246,14 @@ static int take_active(struct node *n, struct json_object *opts, struct error *e
 	return 0;
 }
 
-static int node_open_at(const struct node_place *where, struct json_object *opts, unsigned level,
-			struct node **out, struct error *err)
+/* A node of DRIVER, which may be one that is not in the table. */
+static int open_driver(const struct node_place *where, const struct node_driver *driver,
+		       struct json_object *opts, unsigned level, struct node **out,
+		       struct error *err)
 {
-	const struct node_driver *driver;
 	struct node *n;
-	char *name = NULL;
-	int rc = opts_require(opts, "driver", err);
+	int rc;
 
-	if (!rc)
-		rc = opts_str(opts, "driver", &name, err);
-	if (rc)
-		return rc;
-	driver = node_driver_find(name);
-	if (!driver)
-		rc = error_set(err, -EINVAL, "Parameter 'driver' does not accept value '%s'", name);
-	free(name);
-	if (rc)
-		return rc;
 	if (level > NODE_CHAIN_MAX)
 		return error_set(err, -ELOOP, "The backing chain is longer than %d nodes, or refers to itself",
 				 NODE_CHAIN_MAX);
@@ -294,6 +284,35 @@ static int node_open_at(const struct node_place *where, struct json_object *opts
 	}
 	*out = n;
 	return 0;
+}
+
+static int node_open_at(const struct node_place *where, struct json_object *opts, unsigned level,
+			struct node **out, struct error *err)
+{
+	const struct node_driver *driver;
+	char *name = NULL;
+	int rc = opts_require(opts, "driver", err);
+
+	if (!rc)
+		rc = opts_str(opts, "driver", &name, err);
+	if (rc)
+		return rc;
+	driver = node_driver_find(name);
+	if (!driver)
+		rc = error_set(err, -EINVAL, "Parameter 'driver' does not accept value '%s'", name);
+	free(name);
+	return rc ? rc : open_driver(where, driver, opts, level, out, err);
+}
+
+int node_open_internal(const struct node_place *where, const struct node_driver *driver,
+		       struct node **out, struct error *err)
+{
+	struct json_object *opts = json_object_new_object();
+	int rc = opts ? open_driver(where, driver, opts, 0, out, err)
+		      : error_set(err, -ENOMEM, "Out of memory");
+
+	json_object_put(opts);
+	return rc;
 }
 
 int node_open(const struct node_place *where, struct json_object *opts, struct node **out,

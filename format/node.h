@@ -216,6 +216,11 @@ struct node_place {
 int node_open(const struct node_place *where, struct json_object *opts, struct node **out,
 	      struct error *err);
 
+/* A node with no options, of a driver that people cannot ask for; *OUT carries one
+ * reference.  On the place's loop. */
+int node_open_internal(const struct node_place *where, const struct node_driver *driver,
+		       struct node **out, struct error *err);
+
 /* For drivers: opens or references the child that OPTS[KEY] describes (an
  * object, or the name of a node) and attaches it.  -ENOENT without an error
  * text when KEY is absent. */

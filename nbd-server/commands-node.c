@@ -14,6 +14,7 @@
 #include "common/loop.h"
 #include "format/node.h"
 #include "format/throttle.h"
+#include "nbd-server/checkpoints.h"
 #include "nbd-server/daemon.h"
 #include "nbd-server/export.h"
 
@@ -163,6 +164,7 @@ struct loop *command_loop_in_turn(void)
 struct node_adding {
 	struct node_place place;
 	struct json_object *opts;
+	struct node *node;
 	struct error *err;
 	int rc;
 };
@@ -170,11 +172,10 @@ struct node_adding {
 static void add_on_loop(void *arg)
 {
 	struct node_adding *a = arg;
-	struct node *n;
 
-	a->rc = node_open(&a->place, a->opts, &n, a->err);
+	a->rc = node_open(&a->place, a->opts, &a->node, a->err);
 	if (!a->rc)
-		n->monitor_owned = true;
+		a->node->monitor_owned = true;
 }
 
 COMMAND(command_blockdev_add)
@@ -195,6 +196,8 @@ COMMAND(command_blockdev_add)
 		a.place.loop = command_loop_in_turn();
 	a.place.io = loop_io(a.place.loop);
 	loop_call(a.place.loop, add_on_loop, &a);
+	if (!a.rc)
+		checkpoint_node_opened(a.node);
 	return a.rc;
 }
 

@@ -65,6 +65,12 @@ COMMAND(command_block_job_set_speed);
 void commands_block_job_init(void);
 /* commands-create.c */
 COMMAND(command_blockdev_create);
+/* commands-checkpoint.c */
+COMMAND(command_checkpoint_begin);
+COMMAND(command_checkpoint_end);
+COMMAND(command_checkpoint_renew);
+COMMAND(command_checkpoint_delete);
+COMMAND(command_query_checkpoints);
 /* commands-qom.c */
 COMMAND(command_qom_list);
 COMMAND(command_qom_get);
@@ -96,6 +102,10 @@ COMMAND(command_bitmap_disable);
 COMMAND(command_bitmap_merge);
 COMMAND(command_transaction);
 
+extern const struct qmp_arg args_checkpoint_begin[];
+extern const struct qmp_arg args_checkpoint_end[];
+extern const struct qmp_arg args_checkpoint_renew[];
+extern const struct qmp_arg args_checkpoint_delete[];
 extern const struct qmp_arg args_bitmap[];		/* node, name */
 extern const struct qmp_arg args_bitmap_add[];
 extern const struct qmp_arg args_bitmap_merge[];

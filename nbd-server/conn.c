@@ -232,6 +232,14 @@ static bool take_extended(struct conn *c, struct request *rq)
 	return true;
 }
 
+/* One loop writes it; the main loop looks whether it has changed. */
+static inline void count_request(struct export *e)
+{
+	uint64_t n = atomic_load_explicit(&e->requests, memory_order_relaxed);
+
+	atomic_store_explicit(&e->requests, n + 1, memory_order_relaxed);
+}
+
 /* Reads and parses one request; false at the end of the connection. */
 static bool take_request(struct conn *c)
 {
@@ -239,6 +247,7 @@ static bool take_request(struct conn *c)
 
 	if (!parse(c, &rq) || rq.type == NBD_CMD_DISC)
 		return false;
+	count_request(c->export);
 	if (c->a.extended)
 		return take_extended(c, &rq);
 	if (rq.type == NBD_CMD_WRITE)

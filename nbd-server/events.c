@@ -98,6 +98,21 @@ static const struct qmp_arg data_export[] = {
 	{ NULL },
 };
 
+static const char *const checkpoint_reasons[] = { "command", "lease", "quit", NULL };
+
+static const struct qmp_arg data_checkpoint_ended[] = {
+	{ "id", QMP_STR, true },
+	{ "success", QMP_BOOL, true },
+	{ "reason", QMP_STR, true, .values = checkpoint_reasons },
+	{ NULL },
+};
+
+static const struct qmp_arg data_checkpoint_broken[] = {
+	{ "id", QMP_STR, true },
+	{ "reason", QMP_STR, true },
+	{ NULL },
+};
+
 const struct qmp_event_def qmp_events[] = {
 	{ "BLOCK_IMAGE_CORRUPTED", data_corrupted },
 	{ "BLOCK_IO_ERROR", data_io_error },
@@ -109,6 +124,8 @@ const struct qmp_event_def qmp_events[] = {
 	{ "BLOCK_JOB_PENDING", data_block_job_pending },
 	{ "JOB_STATUS_CHANGE", data_job },
 	{ "BLOCK_EXPORT_DELETED", data_export },
+	{ "CHECKPOINT_ENDED", data_checkpoint_ended },
+	{ "CHECKPOINT_BROKEN", data_checkpoint_broken },
 	{ "STOP", NULL },
 	{ "RESUME", NULL },
 	{ NULL },

@@ -9,6 +9,7 @@
 #ifndef MERINO_EXPORT_H
 #define MERINO_EXPORT_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -61,6 +62,7 @@ struct export {
 	bool opening;			/* its name is taken, clients do not see it yet */
 	bool removed;			/* block-export-del was called */
 	bool machine_stopped;		/* by QMP's stop, until cont */
+	_Atomic uint64_t requests;	/* that came; written on the export's loop */
 	/* Export's loop: */
 	bool hurried;			/* node_hurry() is in force: its end waits for requests */
 	struct conn *conns;		/* in transmission */

@@ -327,6 +327,11 @@ int listener_stop_all(struct error *err)
 	return 0;
 }
 
+struct listener *listener_next(struct listener *l)
+{
+	return l ? l->next : listeners;
+}
+
 static char *inet_uri(const struct address *a, bool tls, const char *export_name)
 {
 	const char *host = a->path;

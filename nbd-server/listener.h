@@ -49,6 +49,9 @@ bool listener_any(void);
 /* An NBD URI for EXPORT_NAME through L (NULL: the first), to paste; malloc'd. */
 char *listener_uri(struct listener *l, const char *export_name);
 
+/* The next one after L (NULL: the first); NULL at the end. */
+struct listener *listener_next(struct listener *l);
+
 /* From transmission.c, on the main loop: a connection of L has ended. */
 void listener_connection_ended(struct listener *l);
 

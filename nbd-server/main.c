@@ -27,6 +27,7 @@
 #include "common/objects.h"
 #include "common/secret.h"
 #include "common/tls-creds.h"
+#include "nbd-server/checkpoints.h"
 #include "nbd-server/cmdline.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/daemon.h"
@@ -54,6 +55,7 @@ static void end_run(void *arg)
 	listener_stop_all(NULL);
 	export_close_all();
 	job_cancel_all();
+	checkpoint_end_all();
 	command_nodes_close();
 	monitor_close_all();
 	chardev_close_all();

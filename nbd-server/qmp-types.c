@@ -535,3 +535,64 @@ static const struct qmp_arg fdset_info[] = {
 static const struct qmp_arg item_fdset = { "null", QMP_OBJECT, .members = fdset_info };
 
 const struct qmp_arg ret_fdsets = { "null", QMP_ARRAY, .item = &item_fdset };
+
+/* -- checkpoints ------------------------------------------------------------------------- */
+
+static const struct qmp_arg checkpoint_view[] = {
+	{ "kept", QMP_INT, true },
+	{ "memory", QMP_INT, true },
+	{ "stored", QMP_INT, true },
+	{ "longest-wait", QMP_INT, true },
+	{ NULL },
+};
+
+/* Of a pending one; those that count have neither export nor view. */
+static const struct qmp_arg checkpoint_disk[] = {
+	{ "node-name", QMP_STR, true },
+	{ "persistent", QMP_BOOL, true },
+	{ "changed", QMP_INT, false },
+	{ "reason", QMP_STR, false },
+	{ "export", QMP_STR, false },
+	{ "uris", QMP_ARRAY, false, .item = &item_str },
+	{ "contexts", QMP_ARRAY, false, .item = &item_str },
+	{ "size", QMP_INT, false },
+	{ "incremental", QMP_BOOL, false },
+	{ "view", QMP_OBJECT, false, .members = checkpoint_view },
+	{ "parent", QMP_STR, false },
+	{ "usable", QMP_BOOL, false },
+	{ NULL },
+};
+
+static const struct qmp_arg item_checkpoint_disk = {
+	"null", QMP_OBJECT, .members = checkpoint_disk,
+};
+
+static const struct qmp_arg checkpoint_begun[] = {
+	{ "id", QMP_STR, true },
+	{ "time", QMP_STR, true },
+	{ "since", QMP_STR, false },
+	{ "lease", QMP_INT, true },
+	{ "disks", QMP_ARRAY, true, .item = &item_checkpoint_disk },
+	{ NULL },
+};
+
+const struct qmp_arg ret_checkpoint = { "null", QMP_OBJECT, .members = checkpoint_begun };
+
+static const char *const checkpoint_states[] = {
+	"pending", "broken", "active", "incomplete", NULL,
+};
+
+static const struct qmp_arg checkpoint_info[] = {
+	{ "id", QMP_STR, true },
+	{ "time", QMP_STR, true },
+	{ "state", QMP_STR, true, .values = checkpoint_states },
+	{ "since", QMP_STR, false },
+	{ "lease", QMP_INT, false },
+	{ "lease-left", QMP_INT, false },
+	{ "disks", QMP_ARRAY, true, .item = &item_checkpoint_disk },
+	{ NULL },
+};
+
+static const struct qmp_arg item_checkpoint = { "null", QMP_OBJECT, .members = checkpoint_info };
+
+const struct qmp_arg ret_checkpoints = { "null", QMP_ARRAY, .item = &item_checkpoint };

@@ -23,6 +23,8 @@ extern const struct qmp_arg ret_tpm;		/* [TPMInfo] */
 extern const struct qmp_arg ret_iothreads;	/* [IOThreadInfo] */
 extern const struct qmp_arg ret_qom_list;	/* [ObjectPropertyInfo] */
 extern const struct qmp_arg ret_any;
+extern const struct qmp_arg ret_checkpoint;	/* what checkpoint-begin has made */
+extern const struct qmp_arg ret_checkpoints;	/* all checkpoints */
 
 extern const char *const qmp_job_states[];	/* JobStatus */
 extern const char *const qmp_job_types[];	/* JobType */

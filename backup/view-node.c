@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* view-node: see view-node.h. */
+#include "backup/view-node.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backup/view.h"
+#include "format/node.h"
+
+struct view_node {
+	struct view *view;
+};
+
+static int view_node_open(struct node *n, struct json_object *opts, struct error *err)
+{
+	n->state = calloc(1, sizeof(struct view_node));
+	n->read_only = true;
+	return n->state ? 0 : error_set(err, -ENOMEM, "Out of memory");
+}
+
+static void view_node_close(struct node *n)
+{
+	view_node_end(n);
+	free(n->state);
+	n->state = NULL;
+}
+
+static int view_node_read(struct node *n, void *buf, uint64_t off, size_t len)
+{
+	struct view *v = view_node_view(n);
+
+	return v ? view_read(v, buf, off, len) : -EIO;
+}
+
+static int view_node_map(struct node *n, uint64_t off, uint64_t len, struct extents *x)
+{
+	struct view *v = view_node_view(n);
+
+	return v ? view_map(v, off, len, x) : -EIO;
+}
+
+/* The disk below is read, and what its guest does with it is the guest's affair. */
+static void view_node_child_perm(struct node *n, enum node_child c, unsigned perm,
+				 unsigned shared, unsigned *cperm, unsigned *cshared)
+{
+	*cperm = PERM_CONSISTENT_READ;
+	*cshared = PERM_ALL;
+}
+
+static const char *const view_node_options[] = { NULL };
+
+static const struct node_driver view_node_driver = {
+	.name = "checkpoint-view",
+	.options = view_node_options,
+	.open = view_node_open,
+	.close = view_node_close,
+	.read = view_node_read,
+	.map = view_node_map,
+	.child_perm = view_node_child_perm,
+};
+
+int view_node_new(struct node *disk, struct node **out, struct error *err)
+{
+	struct node_place where = { .graph = disk->graph, .loop = disk->loop, .io = disk->io };
+	struct node *n;
+	int rc = node_open_internal(&where, &view_node_driver, &n, err);
+
+	if (rc)
+		return rc;
+	n->size = disk->size;
+	n->filename = disk->filename ? strdup(disk->filename) : NULL;
+	rc = node_attach_child(n, node_ref(disk), CHILD_FILE, err);
+	if (rc) {
+		node_unref(n);
+		return rc;
+	}
+	*out = n;
+	return 0;
+}
+
+int view_node_begin(struct node *n, const struct view_options *o, struct error *err)
+{
+	struct view_node *s = n->state;
+
+	return view_open(n->child[CHILD_FILE], o, &s->view, err);
+}
+
+void view_node_end(struct node *n)
+{
+	struct view_node *s = n->state;
+
+	view_close(s->view);
+	s->view = NULL;
+}
+
+struct view *view_node_view(const struct node *n)
+{
+	const struct view_node *s = n->state;
+
+	return s->view;
+}
