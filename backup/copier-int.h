@@ -4,13 +4,15 @@
  *	copier.c	made, fed, asked, run: the coordinator and its workers
  *	copier-pick.c	what is copied next; the source's map, so that holes are never read
  *	copier-move.c	one range: read, look for zeroes, write
- *	copier-pace.c	how fast: the limit, and what the guest needs
+ *	copier-pace.c	how fast: the limit
+ *	copier-manners.c  how much at a time: what the guest leaves
  */
 #ifndef MERINO_COPIER_INT_H
 #define MERINO_COPIER_INT_H
 
 #include "backup/copier.h"
 #include "backup/job.h"
+#include "backup/view.h"
 #include "bitmaps/bitmap-int.h"
 #include "common/co.h"
 #include "common/loop.h"
@@ -23,6 +25,7 @@
 #define COPIER_WORKERS_MAX 64u
 #define COPIER_BITS_MAX (64ull << 20)	/* bytes of the bitmap of what is left */
 #define COPIER_CLUSTER_MAX (2u << 20)	/* the largest unit that can be compressed */
+#define COPIER_HOT 64u			/* kept blocks that are remembered */
 #define COPIER_EXTENTS 1024u		/* of the source's map that are kept */
 #define COPIER_ZERO_MAX (64ull << 30)	/* longest request for zeroes */
 
@@ -37,6 +40,7 @@ enum copier_kind {
 struct copier_task {
 	struct copier_task *next;
 	uint64_t off, len;		/* whole granules */
+	uint64_t flight;		/* bytes that it counts in ->in_flight */
 };
 
 /* Runs of a node from OFF on, as they were looked up. */
@@ -59,6 +63,9 @@ struct copier {
 	struct bitmap skipped;		/* failed, and its owner ignores that; not in ->left */
 	struct copier_task *busy;
 	uint64_t cursor;		/* where the search in ->left goes on */
+	uint64_t hot[COPIER_HOT];	/* offsets that the view has kept: they cost memory … */
+	unsigned hot_first, n_hot;	/* … a ring, oldest first */
+	bool hot_next;			/* it is their turn */
 	uint64_t done;			/* bytes copied, all in all */
 	struct copier_map source, target;
 	struct co_mutex picking, mapping;
@@ -78,6 +85,18 @@ struct copier {
 	void **buffers;			/* free ones, the last used on top */
 	unsigned n_buffers, made_buffers;
 
+	uint64_t in_flight;		/* bytes of data that workers are at */
+	struct copier_manners {
+		uint64_t begun;		/* guests' requests, when last looked at … */
+		uint64_t asked_ns;	/* … and when there was a new one */
+		uint64_t since_ns;	/* this period: its beginning, */
+		uint64_t ended, ns;	/* and what was counted by then */
+		uint64_t base_ns;	/* how long a request takes without us; 0: not known */
+		uint64_t probed_ns;	/* when that was last found out */
+		bool probing;
+		uint64_t room;		/* bytes that may be in flight */
+	} manners;
+
 	uint64_t next_ns;		/* when the limit lets the next request go */
 	uint64_t limits;		/* how often the limit was changed */
 };
@@ -88,6 +107,8 @@ struct copier {
  * worked on.  Other errors: the source's map could not be read (T says where).  May
  * suspend. */
 int copier_pick(struct copier *c, struct copier_task *t);
+/* The view's listener: [off, off+len) was kept. */
+void copier_kept(void *arg, uint64_t off, uint64_t len);
 /* What [off, …) is, and for how many bytes (at most MAX) that holds. */
 int copier_source_kind(struct copier *c, uint64_t off, uint64_t max, enum copier_kind *kind,
 		       uint64_t *len);
@@ -106,7 +127,8 @@ void copier_buffers_free(struct copier *c);
 
 /* -- copier-pace.c */
 
-/* Before each task: waits as long as the limit says.  Returns early when it is to stop. */
+/* Before each pick, with ->picking held: waits as long as the limit says.  Returns early
+ * when the copier is to stop. */
 void copier_pace(struct copier *c);
 /* LEN bytes were taken. */
 void copier_paced(struct copier *c, uint64_t len);
@@ -114,6 +136,15 @@ void copier_paced(struct copier *c, uint64_t len);
 uint64_t copier_reach(const struct copier *c, enum copier_kind kind);
 /* Sleeps; a wake-up ends it when the copier is to stop or its limit was changed. */
 void copier_nap(struct copier *c, uint64_t ns);
+/* Waits on ->idle for NS at most. */
+void copier_idle(struct copier *c, uint64_t ns);
+
+/* -- copier-manners.c */
+
+/* Before each pick, with ->picking held: waits as long as the guest needs the room. */
+void copier_make_room(struct copier *c);
+/* The longest request for data at present, bytes. */
+uint64_t copier_piece(const struct copier *c);
 
 /* Whether the workers should end: the job is cancelled or to be paused, something failed. */
 bool copier_should_stop(const struct copier *c);

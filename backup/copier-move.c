@@ -127,7 +127,7 @@ static int get(struct copier *c, void *buf, uint64_t off, uint64_t len)
 	int rc;
 
 	gate_enter(&n->gate);
-	rc = node_read(n, buf, off, len);
+	rc = c->o.view ? view_read(c->o.view, buf, off, len) : node_read(n, buf, off, len);
 	gate_leave(&n->gate);
 	return rc;
 }
@@ -197,7 +197,7 @@ static int move_piece(struct copier *c, uint64_t off, uint64_t *len, bool *is_re
 	if (rc || kind == COPIER_NOTHING)
 		return rc;
 	if (kind == COPIER_DATA)
-		return move_data(c, off, *len = min_u64(*len, c->chunk), is_read);
+		return move_data(c, off, *len = min_u64(*len, copier_piece(c)), is_read);
 	*is_read = false;
 	return put_zeroes(c, off, len);
 }

@@ -13,7 +13,7 @@
 
 struct nap {
 	struct loop_timer timer;
-	struct copier *c;
+	struct co_queue *q;
 	bool over;
 };
 
@@ -22,12 +22,12 @@ static void nap_over(struct loop_timer *t)
 	struct nap *n = (struct nap *)t;
 
 	n->over = true;
-	co_queue_wake_all(n->c->wake);
+	co_queue_wake_all(n->q);
 }
 
 void copier_nap(struct copier *c, uint64_t ns)
 {
-	struct nap n = { .c = c };
+	struct nap n = { .q = c->wake };
 	uint64_t limits = c->limits;
 
 	if (!loop_self()) {
@@ -40,14 +40,21 @@ void copier_nap(struct copier *c, uint64_t ns)
 	loop_timer_cancel(&n.timer);
 }
 
+void copier_idle(struct copier *c, uint64_t ns)
+{
+	struct nap n = { .q = &c->idle };
+
+	loop_timer_set(&n.timer, loop_now() + ns, nap_over);
+	co_queue_wait(&c->idle);
+	loop_timer_cancel(&n.timer);
+}
+
 void copier_pace(struct copier *c)
 {
 	uint64_t now;
 
 	while (c->o.speed && (now = loop_now()) < c->next_ns && !copier_should_stop(c))
 		copier_nap(c, c->next_ns - now);
-	if (co_self())
-		co_yield();
 }
 
 void copier_paced(struct copier *c, uint64_t len)
@@ -62,7 +69,7 @@ void copier_paced(struct copier *c, uint64_t len)
 
 uint64_t copier_reach(const struct copier *c, enum copier_kind kind)
 {
-	uint64_t reach = kind == COPIER_DATA ? c->chunk : COPIER_ZERO_MAX;
+	uint64_t reach = kind == COPIER_DATA ? copier_piece(c) : UINT64_MAX;
 
 	if (c->o.speed)
 		reach = min_u64(reach, c->o.speed / (1000000000u / SLICE_NS));

@@ -12,8 +12,9 @@
 #include "backup/copier-int.h"
 
 #define MAP_ASK_MIN (64ull << 20)
-#define MAP_ASK_MAX (1ull << 40)
+#define MAP_ASK_MAX (1ull << 62)
 #define MAP_SLOW_NS 200000u
+#define RUN_MAX 65536u		/* granules of one task: longer runs are not looked for */
 
 /* -- maps -------------------------------------------------------------------------- */
 
@@ -41,12 +42,13 @@ static void lookup_on_loop(void *arg)
 	struct lookup *l = arg;
 	struct copier_map *m = l->m;
 	struct node *n = mapped_node(l);
+	struct view *v = m == &l->c->source ? l->c->o.view : NULL;
 	uint64_t start = loop_now(), took;
 
 	m->x.n = 0;
 	m->x.total = 0;
 	gate_enter(&n->gate);
-	l->rc = node_map_chain(n, l->off, l->len, &m->x);
+	l->rc = v ? view_map(v, l->off, l->len, &m->x) : node_map_chain(n, l->off, l->len, &m->x);
 	gate_leave(&n->gate);
 	took = loop_now() - start;
 	m->ask = took > MAP_SLOW_NS ? max_u64(m->ask / 2, MAP_ASK_MIN) : min_u64(2 * m->ask, MAP_ASK_MAX);
@@ -199,10 +201,10 @@ static bool is_free(const struct copier *c, uint64_t off, uint64_t *end, uint64_
 /* The first run in [from, end) that is left and that nobody works on. */
 static bool find(const struct copier *c, uint64_t from, uint64_t end, struct copier_task *t)
 {
-	uint64_t off = from, stop;
+	uint64_t most = (uint64_t)RUN_MAX << c->left.granularity_bits, off = from, stop;
 
 	while ((off = bitmap_next_dirty(&c->left, off, end)) < end) {
-		stop = bitmap_next_clean(&c->left, off, c->size);
+		stop = bitmap_next_clean(&c->left, off, off + min_u64(most, c->size - off));
 		if (is_free(c, off, &stop, &off)) {
 			t->off = align_down(off, bitmap_granularity(&c->left));
 			t->len = stop - t->off;
@@ -210,6 +212,44 @@ static bool find(const struct copier *c, uint64_t from, uint64_t end, struct cop
 		}
 	}
 	return false;
+}
+
+/* -- what is hot ------------------------------------------------------------------------- */
+
+/* What the view keeps takes room until it is copied, and the guest may write there again:
+ * every other pick is one of those, and what follows it. */
+void copier_kept(void *arg, uint64_t off, uint64_t len)
+{
+	struct copier *c = arg;
+
+	off = align_down(off, bitmap_granularity(&c->left));
+	if (!bitmap_get(&c->left, off) || c->n_hot == COPIER_HOT)
+		return;
+	if (c->n_hot && c->hot[(c->hot_first + c->n_hot - 1) % COPIER_HOT] == off)
+		return;
+	c->hot[(c->hot_first + c->n_hot++) % COPIER_HOT] = off;
+}
+
+static bool find_hot(struct copier *c, struct copier_task *t)
+{
+	c->hot_next = !c->hot_next;
+	while (c->hot_next && c->n_hot) {
+		uint64_t off = c->hot[c->hot_first];
+
+		c->hot_first = (c->hot_first + 1) % COPIER_HOT;
+		c->n_hot--;
+		if (bitmap_get(&c->left, off) && find(c, off, off + 1, t))
+			return true;
+	}
+	return false;
+}
+
+/* The next ones in the disk's order, from the beginning again after the end. */
+static bool find_next(struct copier *c, struct copier_task *t)
+{
+	if (!find(c, c->cursor, c->size, t) && !find(c, 0, c->cursor, t))
+		return false;
+	return true;
 }
 
 /* Cuts T to what is of one kind, and as long as a request may be now; whole granules. */
@@ -223,20 +263,27 @@ static int cut(struct copier *c, struct copier_task *t)
 		len = max_u64(align_down(len, g), g);
 	len = min_u64(len, max_u64(align_down(copier_reach(c, kind), g), g));
 	t->len = min_u64(t->len, len);
+	t->flight = kind == COPIER_DATA ? t->len : 0;
 	return rc;
 }
 
 int copier_pick(struct copier *c, struct copier_task *t)
 {
+	bool in_order;
 	int rc = -EAGAIN;
 
 	co_mutex_lock(&c->picking);
-	if (find(c, c->cursor, c->size, t) || find(c, 0, c->cursor, t)) {
+	copier_pace(c);
+	copier_make_room(c);
+	in_order = !find_hot(c, t);
+	if (!copier_should_stop(c) && (!in_order || find_next(c, t))) {
 		rc = cut(c, t);
 		bitmap_reset(&c->left, t->off, t->len);
-		c->cursor = t->off + t->len;
+		if (in_order)
+			c->cursor = t->off + t->len;
 		t->next = c->busy;
 		c->busy = t;
+		c->in_flight += t->flight;
 		copier_paced(c, t->len);
 	}
 	co_mutex_unlock(&c->picking);

@@ -52,8 +52,6 @@ static int check(const struct copier_options *o, uint64_t size, struct error *er
 		return error_set(err, -EINVAL, "The target is smaller than the source");
 	if (o->granularity && (!is_pow2(o->granularity) || o->granularity < 512))
 		return error_set(err, -EINVAL, "The granularity must be a power of two, 512 or more");
-	if (o->view)
-		return error_set(err, -ENOTSUP, "Views are not there yet");
 	return 0;
 }
 
@@ -83,7 +81,7 @@ static void set_sizes(struct copier *c)
 
 int copier_new(const struct copier_options *o, struct copier **out, struct error *err)
 {
-	uint64_t size = o->source->size;
+	uint64_t size = o->view ? view_size(o->view) : o->source->size;
 	struct copier *c;
 	int rc = check(o, size, err);
 
@@ -102,6 +100,8 @@ int copier_new(const struct copier_options *o, struct copier **out, struct error
 		copier_free(c);
 		return error_set(err, -ENOMEM, "Out of memory");
 	}
+	if (o->view)
+		view_listen(o->view, copier_kept, c);
 	*out = c;
 	return 0;
 }
@@ -110,6 +110,8 @@ void copier_free(struct copier *c)
 {
 	if (!c)
 		return;
+	if (c->o.view)
+		view_listen(c->o.view, NULL, NULL);
 	copier_buffers_free(c);
 	bitmap_free_bits(&c->left);
 	bitmap_free_bits(&c->skipped);
@@ -218,6 +220,7 @@ static void task_end(struct copier *c, struct copier_task *t)
 	while (*p != t)
 		p = &(*p)->next;
 	*p = t->next;
+	c->in_flight -= t->flight;
 }
 
 static void task_failed(struct copier *c, struct copier_task *t, const struct copier_failure *f)
@@ -235,7 +238,9 @@ static void task_done(struct copier *c, const struct copier_task *t)
 		job_progress(c->o.job, t->len);
 	if (!c->failure.rc)
 		c->retry_ns = 0;
-	if (c->o.discard_source)
+	if (c->o.view)
+		view_release(c->o.view, t->off, t->len);
+	else if (c->o.discard_source)
 		node_discard(c->o.source, t->off, t->len);
 }
 
@@ -276,7 +281,7 @@ static bool work_once(struct copier *c)
 	uint64_t was = t.len;
 
 	if (rc == -EAGAIN) {
-		if (!c->busy)
+		if (!c->busy || copier_should_stop(c))
 			return false;
 		co_queue_wait(&c->idle);
 		return true;
@@ -295,11 +300,9 @@ static void worker(void *arg)
 {
 	struct copier *c = arg;
 
-	while (!copier_should_stop(c)) {
-		copier_pace(c);
-		if (copier_should_stop(c) || !work_once(c))
-			break;
-	}
+	while (!copier_should_stop(c) && work_once(c))
+		if (co_self())
+			co_yield();
 	c->running--;
 	co_queue_wake_all(&c->idle);
 	co_queue_wake_all(c->wake);
@@ -361,6 +364,9 @@ static int judge(struct copier *c, struct error *err)
 	enum copier_action action = COPIER_REPORT;
 
 	c->failure.rc = 0;
+	if (c->o.view && view_is_broken(c->o.view))
+		return error_set(err, f.rc, "The view of node '%s' was given up: %s", c->o.source->name,
+				 view_broken_why(c->o.view));
 	if (c->o.failed)
 		action = c->o.failed(c->o.arg, f.rc, f.is_read, f.off, f.len);
 	switch (action) {

@@ -23,13 +23,17 @@ struct job;
 struct node;
 struct view;
 
-/* What is done about a failed request (QEMU's BlockErrorAction, decided by the owner). */
+/* What is done about a failed request (QEMU's BlockErrorAction, decided by the owner):
+ * the run ends with it; it is left out, still counted as left; it is tried again, after a
+ * while (and after a pause, if the owner asked for one). */
 enum copier_action { COPIER_REPORT, COPIER_IGNORE, COPIER_RETRY };
 
 struct copier_options {
 	struct job *job;		/* pause points and progress (bytes); NULL: none */
-	struct node *source;		/* read when VIEW is NULL */
-	struct view *view;		/* read, and released as it is copied */
+	struct node *source;		/* the guest's disk; read when VIEW is NULL */
+	/* Of SOURCE: read, and released as it is copied.  Has all that is to be copied, in
+	 * whole granules of the copier; listens to it, until copier_free(). */
+	struct view *view;
 	struct node *target;
 	uint32_t granularity;		/* bytes that are copied whole; 0: 64 KiB or the target's
 					 * cluster size, if that is larger */
@@ -40,7 +44,8 @@ struct copier_options {
 	bool target_is_zero;		/* what is zero need not be written */
 	bool discard_source;		/* after it was copied */
 	bool one_layer;			/* sync=top: only what the source node itself has */
-	/* A request failed.  May suspend (pauses the job, for "stop").  NULL: report. */
+	/* Requests failed: the first of them.  None is in flight.  May suspend (pauses the
+	 * job, for "stop").  NULL: report. */
 	enum copier_action (*failed)(void *arg, int rc, bool is_read, uint64_t off, uint64_t len);
 	void *arg;
 };
@@ -48,7 +53,8 @@ struct copier_options {
 int copier_new(const struct copier_options *o, struct copier **out, struct error *err);
 void copier_free(struct copier *c);		/* NULL is fine */
 
-/* More to copy; any time on its loop.  Whole granules. */
+/* More to copy; any time on its loop.  Granules that are touched are copied whole.  What a
+ * write to the source adds is added after the write. */
 void copier_add(struct copier *c, uint64_t off, uint64_t len);
 void copier_add_bitmap(struct copier *c, const struct bitmap *b);
 /* What is still to be copied: bytes, and whether this is. */

@@ -60,6 +60,7 @@ struct loop {
 	char name[16];
 	unsigned turn;
 	bool expect_soon;		/* loop_expect_soon() was called in this turn */
+	struct loop_guests guests;
 	uint64_t spin_ns;		/* how long looking pays, as far as was seen: 0 … LOOP_SPIN_MAX */
 	struct loop_op *polls;		/* without a ring */
 	struct loop_timer *timers;

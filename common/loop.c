@@ -47,6 +47,11 @@ unsigned loop_turn(void)
 	return loop_current->turn;
 }
 
+struct loop_guests *loop_guests(void)
+{
+	return &loop_current->guests;
+}
+
 void loop_expect_soon(void)
 {
 	loop_current->expect_soon = true;

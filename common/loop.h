@@ -58,6 +58,14 @@ unsigned loop_turn(void);			/* how often this loop has turned */
  * costs the peer no wake-up.  Holds for the wait at the end of this turn. */
 void loop_expect_soon(void);
 
+/* What guests ask of this loop: requests of its writable exports, counted by who serves
+ * them.  Who copies in the background makes room by it. */
+struct loop_guests {
+	uint64_t begun, ended;		/* requests */
+	uint64_t ns;			/* that those which ended took, all in all */
+};
+struct loop_guests *loop_guests(void);
+
 /* Runs M->fn on L's thread; any thread may post.  M must stay valid until then. */
 void loop_post(struct loop *l, struct loop_msg *m);
 

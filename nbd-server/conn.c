@@ -71,6 +71,8 @@ static void dispatch(struct conn *c, struct request *rq)
 	conn_enter(c);
 	c->in_flight++;
 	requests_here++;
+	if (c->export->writable)
+		loop_guests()->begun++;
 	co_start(request_run, rq);
 }
 

@@ -122,9 +122,15 @@ void request_breathe(struct request *rq)
 	conn_enter(rq->conn);
 }
 
-static void request_done(struct request *rq)
+static void request_done(struct request *rq, uint64_t begun)
 {
 	struct conn *c = rq->conn;
+	struct loop_guests *g = loop_guests();
+
+	if (c->export->writable) {
+		g->ended++;
+		g->ns += loop_now() - begun;
+	}
 
 	if (rq->rx)
 		rxbuf_unref(c, rq->rx);
@@ -168,5 +174,5 @@ void request_run(void *arg)
 		reply_status(&rq, nbd_error(rc));
 	}
 	conn_leave(c);
-	request_done(&rq);
+	request_done(&rq, begun);
 }

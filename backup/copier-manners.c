@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* copier-manners: the guest comes first.
+ *
+ * While guests ask nothing of the source's loop, the copier takes all that there is.  When
+ * they do, its requests are small, since the loop's thread or the storage is held by each
+ * of them for a while, and as few as it takes: what may be in flight grows a little as long
+ * as the guests' requests are not much slower than without us, and shrinks when they are.
+ * How fast they would be is found out by asking: every half second the copier stands still
+ * for some milliseconds.
+ */
+#include "backup/copier-int.h"
+
+#define QUIET_NS 20000000u	/* without a request for so long: no guest is there */
+#define PERIOD_NS 5000000u	/* how often the room is judged, */
+#define PERIOD_REQUESTS 4u	/* by so many requests at least */
+#define PROBE_EVERY_NS 500000000u
+#define PROBE_NS 10000000u	/* a probe takes no longer, */
+#define PROBE_REQUESTS 16u	/* and ends with so many requests */
+#define PIECE (64u << 10)	/* bytes of a request while a guest is there */
+#define ROOM_FIRST (4 * PIECE)
+#define ROOM_MAX COPIER_MEMORY
+
+static void period_begin(struct copier_manners *m, const struct loop_guests *g, uint64_t now)
+{
+	m->since_ns = now;
+	m->ended = g->ended;
+	m->ns = g->ns;
+}
+
+/* Notes whether guests ask; a guest that comes anew is not known yet. */
+static bool guest_is_there(struct copier_manners *m, const struct loop_guests *g, uint64_t now)
+{
+	bool was = m->asked_ns && now - m->asked_ns < QUIET_NS;
+
+	if (g->begun == m->begun && g->begun == g->ended)
+		return was;
+	m->begun = g->begun;
+	m->asked_ns = now;
+	if (!was) {
+		m->base_ns = 0;
+		m->probing = false;
+		m->room = ROOM_FIRST;
+		period_begin(m, g, now);
+	}
+	return true;
+}
+
+static void probe_begin(struct copier *c, const struct loop_guests *g, uint64_t now)
+{
+	struct copier_manners *m = &c->manners;
+
+	m->probing = true;
+	period_begin(m, g, now);
+}
+
+/* Nothing of ours is in flight: the guests' requests take what they take. */
+static void probe(struct copier *c, const struct loop_guests *g, uint64_t now)
+{
+	struct copier_manners *m = &c->manners;
+	uint64_t n = g->ended - m->ended, ns;
+
+	if (n < PROBE_REQUESTS && now - m->since_ns < PROBE_NS)
+		return;
+	if (n) {
+		ns = (g->ns - m->ns) / n;
+		m->base_ns = m->base_ns ? (3 * m->base_ns + ns) / 4 : ns;
+	}
+	m->probing = false;
+	m->probed_ns = now;
+	period_begin(m, g, now);
+}
+
+static void judge(struct copier_manners *m, const struct loop_guests *g, uint64_t now)
+{
+	uint64_t n = g->ended - m->ended, ns;
+
+	if (now - m->since_ns < PERIOD_NS || n < PERIOD_REQUESTS)
+		return;
+	ns = (g->ns - m->ns) / n;
+	if (ns > m->base_ns + m->base_ns / 2)
+		m->room = max_u64(m->room * 3 / 4, PIECE);
+	else
+		m->room = min_u64(m->room + PIECE, ROOM_MAX);
+	period_begin(m, g, now);
+}
+
+void copier_make_room(struct copier *c)
+{
+	struct copier_manners *m = &c->manners;
+
+	while (loop_self() && !copier_should_stop(c)) {
+		const struct loop_guests *g = loop_guests();
+		uint64_t now = loop_now();
+
+		if (!guest_is_there(m, g, now))
+			return;
+		if (!m->probing && now - m->probed_ns > PROBE_EVERY_NS && !c->in_flight)
+			probe_begin(c, g, now);
+		if (m->probing)
+			probe(c, g, now);
+		else
+			judge(m, g, now);
+		if (m->probing) {
+			copier_idle(c, PROBE_NS / 4);
+			continue;
+		}
+		if (c->in_flight + PIECE <= m->room && (now - m->probed_ns < PROBE_EVERY_NS || !c->in_flight))
+			return;
+		copier_idle(c, PERIOD_NS);
+	}
+}
+
+uint64_t copier_piece(const struct copier *c)
+{
+	const struct copier_manners *m = &c->manners;
+
+	if (m->asked_ns && loop_now() - m->asked_ns < QUIET_NS)
+		return min_u64(c->chunk, max_u64(PIECE, c->o.compress ? bitmap_granularity(&c->left) : 0));
+	return c->chunk;
+}
