@@ -382,25 +382,34 @@ static int judge(struct copier *c, struct error *err)
 	return -EINVAL;
 }
 
-int copier_run(struct copier *c, struct error *err)
+/* Until nothing is left.  0 or -errno. */
+static int drain(struct copier *c, struct error *err)
 {
 	int rc = 0;
 
-	tell_total(c);
-	while (!rc) {
+	for (;;) {
 		if (c->o.job)
 			rc = job_pause_point(c->o.job);
 		if (rc || !c->left.dirty)
-			break;
+			return rc;
 		run_workers(c);
 		if (c->failure.rc && !(c->o.job && job_is_cancelled(c->o.job)))
 			rc = judge(c, err);
-	}
-	if (!rc) {
-		rc = copier_flush(c);
 		if (rc)
-			error_set(err, rc, "%s", strerror(-rc));
+			return rc;
 	}
+}
+
+int copier_run(struct copier *c, struct error *err)
+{
+	int rc;
+
+	tell_total(c);
+	do {
+		rc = drain(c, err);
+		if (!rc && (rc = copier_flush(c)))
+			error_set(err, rc, "%s", strerror(-rc));
+	} while (!rc && c->left.dirty);		/* fed during the flush */
 	return rc;
 }
 
