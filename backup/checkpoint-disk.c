@@ -32,16 +32,6 @@ static int check_room(const struct node *n, const struct epochs *e, const char *
 	return 0;
 }
 
-/* Numbers go on without a gap as long as the epochs before can be trusted. */
-static void take_number(struct checkpoint_disk *d, const struct epochs *e)
-{
-	int newest = epochs_newest(e);
-	uint64_t last = newest < 0 ? 0 : e->v[newest].label.last;
-	bool trusted = newest < 0 || epochs_cover(e, newest, NULL);
-
-	d->label.first = d->label.last = last + (trusted ? 1 : 2);
-}
-
 static uint64_t finest(const struct epochs *e, int i)
 {
 	uint64_t g = 0;
@@ -94,7 +84,7 @@ static int prepare(struct checkpoint_disk *d, const struct epochs *e,
 
 	if (rc)
 		return rc;
-	take_number(d, e);
+	d->label.first = d->label.last = epochs_next_number(e);
 	rc = view_node_new(d->node, &d->view, err);
 	if (!rc && r->since)
 		rc = add_changes(d, e, r, err);
@@ -173,19 +163,25 @@ void checkpoint_disk_undo(struct checkpoint_disk *d)
 
 /* -- the end ------------------------------------------------------------------------ */
 
+static int mark(struct bitmap *b, const struct label *l, struct error *err)
+{
+	char name[LABEL_SIZE];
+	int rc;
+
+	label_format(l, name);
+	rc = bitmap_rename(b, name, err);
+	return rc ? rc : bitmaps_commit(b->node, err);
+}
+
 int checkpoint_disk_mark(struct checkpoint_disk *d, enum checkpoint_state state,
 			 struct error *err)
 {
 	struct label l = d->label;
-	char name[LABEL_SIZE];
 	int rc;
 
 	l.state = state;
-	label_format(&l, name);
 	d->epoch->busy--;
-	rc = bitmap_rename(d->epoch, name, err);
-	if (!rc && d->persistent)
-		rc = bitmaps_commit(d->node, err);
+	rc = mark(d->epoch, &l, err);
 	d->epoch->busy++;
 	if (!rc)
 		d->label = l;
@@ -221,6 +217,27 @@ void checkpoint_freeze(struct node *n)
 			bitmap_set_enabled(e.v[i].bitmap, false, NULL);
 	}
 	epochs_free(&e);
+}
+
+int checkpoint_settle(struct node *n, const struct label *l, enum checkpoint_state state,
+		      struct error *err)
+{
+	struct epochs e;
+	int rc = epochs_list(n, &e, err);
+
+	for (unsigned i = 0; i < e.n && !rc; i++) {
+		struct label *x = &e.v[i].label;
+
+		if (x->group != l->group || x->first != l->first || strcmp(x->name, l->name) ||
+		    e.v[i].bitmap->read_only)
+			continue;
+		x->state = state;
+		rc = mark(e.v[i].bitmap, x, err);
+	}
+	epochs_free(&e);
+	if (!rc && state == CHECKPOINT_ACTIVE)
+		checkpoint_freeze(n);
+	return rc;
 }
 
 void checkpoint_disk_release(struct checkpoint_disk *d)

@@ -158,3 +158,12 @@ int epochs_changed(const struct epochs *e, uint64_t *bytes)
 		bitmap_remove(all, NULL);
 	return rc;
 }
+
+uint64_t epochs_next_number(const struct epochs *e)
+{
+	int newest = epochs_newest(e);
+	uint64_t last = newest < 0 ? 0 : e->v[newest].label.last;
+	bool trusted = newest < 0 || epochs_cover(e, newest, NULL);
+
+	return last + (trusted ? 1 : 2);
+}

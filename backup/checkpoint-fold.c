@@ -60,8 +60,6 @@ static int hand_down(struct epoch *into, const struct epoch *x, bool newest, str
 	char name[LABEL_SIZE];
 	int rc = 0;
 
-	if (into->bitmap->inconsistent)
-		return 0;		/* it is of no use, and stays so */
 	if (into->bitmap->size != x->bitmap->size)
 		return error_set(err, -EINVAL, "The bitmaps of checkpoints '%s' and '%s' are of "
 				 "different sizes", into->label.name, x->label.name);
@@ -81,7 +79,8 @@ static int fold(struct node *n, struct epochs *e, int i, struct error *err)
 	struct bitmap *b = e->v[i].bitmap;
 	int into = older(e, i), rc = 0;
 
-	if (into >= 0)
+	/* One that lacks something is of no use, and stays so. */
+	if (into >= 0 && epochs_cover(e, into, NULL))
 		rc = hand_down(&e->v[into], &e->v[i], i == epochs_newest(e), err);
 	return rc ? rc : bitmap_remove(b, err);
 }

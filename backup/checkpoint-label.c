@@ -58,8 +58,8 @@ static bool take_number(const char **p, uint64_t *out, char end)
 	unsigned digits = 0;
 
 	for (; **p >= '0' && **p <= '9'; ++*p, digits++) {
-		if (__builtin_mul_overflow(v, 10u, &v) ||
-		    __builtin_add_overflow(v, (uint64_t)(**p - '0'), &v) || (digits && !v))
+		if ((digits && !v) || __builtin_mul_overflow(v, 10u, &v) ||
+		    __builtin_add_overflow(v, (uint64_t)(**p - '0'), &v))
 			return false;
 	}
 	if (!digits || **p != end)

@@ -98,6 +98,10 @@ int epochs_changed(const struct epochs *e, uint64_t *bytes);
 /* How many of the oldest are of no use: something after them is missing or damaged. */
 unsigned epochs_useless(const struct epochs *e);
 
+/* Of an epoch that begins: numbers go on without a gap as long as those before can be
+ * trusted. */
+uint64_t epochs_next_number(const struct epochs *e);
+
 /* -- one disk of a checkpoint that begins (checkpoint-disk.c) --------------------- */
 
 struct checkpoint_request {
@@ -132,6 +136,10 @@ int checkpoint_disk_mark(struct checkpoint_disk *d, enum checkpoint_state state,
 			 struct error *err);
 /* The view is open and the disk's guest has not outrun it: 0, or why not. */
 int checkpoint_disk_check(const struct checkpoint_disk *d, struct error *err);
+/* The epoch of N that has this label, whatever it says of the state, is in STATE from now
+ * on, durably. */
+int checkpoint_settle(struct node *n, const struct label *l, enum checkpoint_state state,
+		      struct error *err);
 /* The epochs before the newest active one stop recording. */
 void checkpoint_freeze(struct node *n);
 /* The view goes; readers have left.  The epoch is nobody's any more. */

@@ -14,7 +14,7 @@
 
 #include "backup/view-node.h"
 #include "backup/view.h"
-#include "nbd-server/checkpoints.h"
+#include "nbd-server/checkpoints-int.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/export.h"
 #include "nbd-server/listener.h"
@@ -300,7 +300,10 @@ static int collect(struct rows *r, struct error *err)
 int checkpoint_query(struct json_object **ret, struct error *err)
 {
 	struct rows r = { 0 };
-	int rc = collect(&r, err);
+	int rc = checkpoint_settle_all(NULL, err);
+
+	if (!rc)
+		rc = collect(&r, err);
 
 	*ret = json_object_new_array();
 	for (unsigned i = 0; i < r.n && !rc; i++) {
@@ -331,9 +334,12 @@ static int has_it(struct node *n, void *arg, struct error *err)
 bool checkpoint_is_active(const char *name)
 {
 	unsigned n;
-	struct node **v = command_all_nodes(&n);
+	struct node **v;
 	bool found = false;
 
+	if (checkpoint_settle_all(NULL, NULL))
+		return false;
+	v = command_all_nodes(&n);
 	for (unsigned i = 0; i < n && v; i++) {
 		found = found || command_node_call(v[i], has_it, (void *)name, NULL) == 1;
 		command_node_unref(v[i]);

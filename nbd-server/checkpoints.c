@@ -104,14 +104,6 @@ static void freeze_on_loop(void *arg)
 	checkpoint_freeze(x->disk->node);
 }
 
-static int base_on_loop(struct node *n, void *arg, struct error *err)
-{
-	struct node **base = arg;
-
-	*base = node_ref(checkpoint_node(n));
-	return 0;
-}
-
 static int find_disk(const struct checkpoint_disk_options *o, struct checkpoint_part *p,
 		     struct error *err)
 {
@@ -123,7 +115,7 @@ static int find_disk(const struct checkpoint_disk_options *o, struct checkpoint_
 		return error_set(err, -ENOENT, "Export '%s' is not found", o->export);
 	if (!n)
 		return error_set(err, -ENOENT, "Node '%s' not found", name);
-	command_node_call(n, base_on_loop, &p->disk.node, NULL);
+	p->disk.node = checkpoint_base(n);
 	command_node_unref(n);
 	p->of = strdup(o->export ? o->export : o->node);
 	return p->of ? 0 : error_set(err, -ENOMEM, "Out of memory");
@@ -148,53 +140,6 @@ static int find_disks(struct checkpoint *c, const struct checkpoint_options *o, 
 }
 
 /* -- ends -------------------------------------------------------------------------- */
-
-struct leftovers {
-	struct node *node;
-	bool useless_too;
-	unsigned count;
-	struct error *err;
-	int rc;
-};
-
-static void leftovers_on_loop(void *arg)
-{
-	struct leftovers *x = arg;
-
-	x->rc = checkpoint_end_leftovers(x->node, x->useless_too, &x->count, x->err);
-}
-
-static int drop_commit(struct action *a, struct error *err)
-{
-	checkpoint_drop_ended(a->node);
-	return 0;
-}
-
-/* Ends what is left on the nodes of C; what cannot be done now waits for the next time. */
-static int end_leftovers(struct checkpoint *c, bool useless_too, struct error *err)
-{
-	static const struct verb drop_verb = { .name = "checkpoint-end", .commit = drop_commit };
-	struct action *v = calloc(c->n + 1, sizeof(*v));
-	unsigned n = 0;
-	int rc = v ? 0 : error_set(err, -ENOMEM, "Out of memory");
-
-	for (unsigned i = 0; i < c->n && v; i++) {
-		struct node *node = c->parts[i].disk.node;
-		struct leftovers x = { node, useless_too, 0, err, 0 };
-
-		loop_call(node->loop, leftovers_on_loop, &x);
-		rc = rc ? rc : x.rc;
-		if (x.count)
-			v[n++] = (struct action){ .verb = &drop_verb, .node = node_ref(node) };
-	}
-	if (n) {
-		int gated = transaction_run(v, n, rc ? NULL : err);
-
-		rc = rc ? rc : gated;
-	}
-	free(v);
-	return rc;
-}
 
 static void free_part(struct checkpoint_part *p)
 {
@@ -244,7 +189,7 @@ static void give_up(struct checkpoint *c)
 	struct error err = ERROR_INIT;
 
 	tear_down(c);
-	if (end_leftovers(c, false, &err))
+	if (checkpoint_end_leftovers_of(c, false, &err))
 		log_warning("checkpoint '%s' has ended, but not all of it is gone yet: %s", c->name,
 			    err.text);
 }
@@ -257,113 +202,6 @@ static void tell_ended(const struct checkpoint *c, bool success, const char *why
 	json_object_object_add(data, "success", json_object_new_boolean(success));
 	json_object_object_add(data, "reason", json_object_new_string(why));
 	qmp_event("CHECKPOINT_ENDED", data);
-}
-
-static void leftovers_of(struct node *n)
-{
-	struct error err = ERROR_INIT;
-	struct checkpoint_part part = { .disk.node = n };
-	struct checkpoint c = { .parts = &part, .n = 1 };
-
-	if (end_leftovers(&c, false, &err))
-		log_warning("a checkpoint that was left pending is not gone yet node=%s: %s", n->name,
-			    err.text);
-}
-
-void checkpoint_node_opened(struct node *n)
-{
-	struct node *base;
-
-	command_node_call(n, base_on_loop, &base, NULL);
-	leftovers_of(base);
-	command_node_unref(base);
-}
-
-/* -- deletion -------------------------------------------------------------------------- */
-
-struct folding {
-	const char *name;
-	bool found;
-};
-
-static int may_fold(struct node *n, void *arg, struct error *err)
-{
-	struct folding *f = arg;
-	int rc = checkpoint_may_fold(n, f->name, err);
-
-	f->found = f->found || rc != -ENOENT;
-	return rc;
-}
-
-static int fold_commit(struct action *a, struct error *err)
-{
-	return checkpoint_fold(a->node, a->own, err);
-}
-
-static int commit_bitmaps(struct node *n, void *arg, struct error *err)
-{
-	return bitmaps_commit(n, err);
-}
-
-/* V: what is to be done on each node of NODES that has the checkpoint. */
-static int plan_folds(struct node **nodes, unsigned n, const char *name, struct action *v,
-		      unsigned *n_actions, struct error *err)
-{
-	static const struct verb verb = { .name = "checkpoint-delete", .commit = fold_commit };
-	struct folding f = { name, false };
-
-	for (unsigned i = 0; i < n; i++) {
-		struct error why = ERROR_INIT;
-		int rc = command_node_call(nodes[i], may_fold, &f, &why);
-
-		if (rc && rc != -ENOENT) {
-			*err = why;
-			return rc;
-		}
-		if (!rc)
-			v[(*n_actions)++] = (struct action){ .verb = &verb, .own = (void *)name,
-							     .node = node_ref(nodes[i]) };
-	}
-	return f.found ? 0 : error_set(err, -ENOENT, "Checkpoint '%s' not found", name);
-}
-
-static int run_folds(struct action *v, unsigned n, struct error *err)
-{
-	struct node **nodes = calloc(n + 1, sizeof(*nodes));
-	int rc = nodes ? 0 : error_set(err, -ENOMEM, "Out of memory");
-
-	for (unsigned i = 0; i < n && nodes; i++)
-		nodes[i] = node_ref(v[i].node);
-	if (!rc)
-		rc = transaction_run(v, n, err);
-	for (unsigned i = 0; i < n && nodes; i++) {
-		if (!rc)
-			rc = command_node_call(nodes[i], commit_bitmaps, NULL, err);
-		command_node_unref(nodes[i]);
-	}
-	free(nodes);
-	return rc;
-}
-
-int checkpoint_delete(const char *name, struct error *err)
-{
-	unsigned n, n_actions = 0;
-	struct node **nodes = command_all_nodes(&n);
-	struct action *v = calloc(n + 1, sizeof(*v));
-	int rc = nodes && v ? 0 : error_set(err, -ENOMEM, "Out of memory");
-
-	if (!rc)
-		rc = plan_folds(nodes, n, name, v, &n_actions, err);
-	if (!rc)
-		rc = run_folds(v, n_actions, err);
-	else
-		for (unsigned i = 0; i < n_actions; i++)
-			command_node_unref(v[i].node);
-	for (unsigned i = 0; i < n && nodes; i++)
-		command_node_unref(nodes[i]);
-	free(nodes);
-	free(v);
-	return rc;
 }
 
 /* -- success --------------------------------------------------------------------------- */
@@ -445,7 +283,7 @@ static int succeed(struct checkpoint *c, struct error *err)
 		return rc;
 	tear_down(c);
 	freeze_all(c);
-	if (end_leftovers(c, true, &later))
+	if (checkpoint_end_leftovers_of(c, true, &later))
 		log_warning("checkpoints that are of no use are not gone yet: %s", later.text);
 	return 0;
 }
@@ -604,7 +442,9 @@ static int begin(struct checkpoint *c, const struct checkpoint_options *o, struc
 	int rc = find_disks(c, o, err);
 
 	if (!rc)
-		rc = end_leftovers(c, false, err);
+		rc = checkpoint_settle_all(c, err);
+	if (!rc)
+		rc = checkpoint_end_leftovers_of(c, false, err);
 	if (!rc)
 		rc = prepare_all(c, &r, err);
 	if (!rc)
