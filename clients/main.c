@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "bitmaps/bitmap.h"
+#include "clients/backup.h"
 #include "clients/cli.h"
 #include "clients/pull.h"
 #include "clients/restore.h"
@@ -23,6 +24,8 @@ struct verb {
 
 static const struct verb verbs[] = {
 	{ "pull", "merino pull", pull_main, "copy a disk, or what changed on it, from an NBD server" },
+	{ "backup", "merino backup", backup_main, "make a restore point of disks, live or not" },
+	{ "list", "merino list", list_main, "show the restore points of a backup repository" },
 	{ "restore", "merino restore", restore_main, "bring disks back from a backup repository" },
 	{ "verify", "merino verify", verify_main, "prove a backup repository, or say what is damaged" },
 	{ NULL },

@@ -205,6 +205,11 @@ int plan_reply_end(struct plan *p, struct error *err)
 	return 0;
 }
 
+void plan_forget(struct plan *p)
+{
+	p->asked = 0;
+}
+
 const struct run *plan_next(const struct plan *p)
 {
 	return p->n ? &p->ring[p->head] : NULL;

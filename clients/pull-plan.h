@@ -81,6 +81,9 @@ void plan_reply(struct plan *p, enum plan_context c, uint64_t off, const uint32_
 /* The reply is complete.  0, or -EPROTO with what the server did wrong. */
 int plan_reply_end(struct plan *p, struct error *err);
 
+/* No reply will come to what was asked for: it may be asked for again. */
+void plan_forget(struct plan *p);
+
 /* The run to work on next, or NULL: wait for a reply, or all is planned. */
 const struct run *plan_next(const struct plan *p);
 

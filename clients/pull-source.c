@@ -223,7 +223,7 @@ static int conn_notify(struct source *s, struct conn *c, short revents, struct e
 int source_poll(struct source *s, int timeout, const sigset_t *sigmask, struct error *err)
 {
 	struct timespec ts = { .tv_sec = timeout / 1000, .tv_nsec = timeout % 1000 * 1000000L };
-	struct pollfd fds[SOURCE_CONNECTIONS];
+	struct pollfd fds[SOURCE_CONNECTIONS + 1];
 	int rc;
 
 	for (unsigned i = 0; i < s->n; i++) {
@@ -236,7 +236,8 @@ int source_poll(struct source *s, int timeout, const sigset_t *sigmask, struct e
 		if (dir & LIBNBD_AIO_DIRECTION_WRITE)
 			fds[i].events |= POLLOUT;
 	}
-	rc = ppoll(fds, s->n, &ts, sigmask);
+	fds[s->n] = (struct pollfd){ .fd = s->wake, .events = POLLIN };
+	rc = ppoll(fds, s->n + s->has_wake, &ts, sigmask);
 	if (rc < 0 && errno != EINTR)
 		return error_errno(err, -errno, "poll");
 	for (unsigned i = 0; rc > 0 && i < s->n; i++) {

@@ -41,6 +41,8 @@ struct source {
 	bool multi_conn;
 	bool tells_zeroes;		/* CONTEXT is merino:changes */
 	bool has_allocation;		/* base:allocation was agreed to */
+	bool has_wake;			/* source_poll() returns when WAKE can be read, too */
+	int wake;
 };
 
 /* Connects to URI.  BITMAP may be NULL; a full "qemu:dirty-bitmap:NAME" is fine

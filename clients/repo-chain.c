@@ -226,11 +226,9 @@ static int open_sums(const struct repo *r, const struct repo_layer *l, struct er
 	return fd < 0 ? error_errno(err, -errno, "%s/%s", r->path, name) : fd;
 }
 
-int repo_chain_sums(const struct repo *r, const struct repo_chain *c, struct sums **out,
-		    struct error *err)
+int repo_chain_sums_files(const struct repo *r, const struct repo_chain *c, struct sums_file *f,
+			  struct error *err)
 {
-	struct sums_file f[REPO_CHAIN_MAX];
-
 	for (unsigned i = 0; i < c->n; i++) {
 		const struct repo_disk *d = c->layer[i].disk;
 		int fd = open_sums(r, &c->layer[i], err);
@@ -244,5 +242,14 @@ int repo_chain_sums(const struct repo *r, const struct repo_chain *c, struct sum
 					   .size = d->size };
 		memcpy(f[i].hash, d->sums_hash, SUMS_HASH);
 	}
-	return sums_open(f, c->n, REPO_CHUNK, out, err);
+	return 0;
+}
+
+int repo_chain_sums(const struct repo *r, const struct repo_chain *c, struct sums **out,
+		    struct error *err)
+{
+	struct sums_file f[REPO_CHAIN_MAX];
+	int rc = repo_chain_sums_files(r, c, f, err);
+
+	return rc ? rc : sums_open(f, c->n, REPO_CHUNK, out, err);
 }

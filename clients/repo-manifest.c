@@ -84,6 +84,9 @@ static char *text_copy(struct reader *r, const char *key, bool optional)
 
 	if (v && !copy)
 		fault(r, key, "does not fit into memory");
+	for (const char *c = copy; c && *c; c++)
+		if ((unsigned char)*c < 0x20 || *c == 0x7f)
+			fault(r, key, "has control characters");
 	return copy;
 }
 

@@ -167,6 +167,9 @@ static void set_why(struct repo_point *p, enum repo_state state, const char *why
 {
 	p->state = state;
 	snprintf(p->why, sizeof(p->why), "%.*s", (int)sizeof(p->why) - 1, why);
+	for (char *c = p->why; *c; c++)		/* it may quote a stranger */
+		if ((unsigned char)*c < 0x20 || *c == 0x7f)
+			*c = '?';
 }
 
 static void load(const struct repo *r, struct repo_point *p)

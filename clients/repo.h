@@ -143,6 +143,10 @@ int repo_image_backing(const struct repo *r, const struct repo_layer *l, char ou
 int repo_chain_sums(const struct repo *r, const struct repo_chain *c, struct sums **out,
 		    struct error *err);
 
+/* The same, before they are opened: c->n descriptors for sums_open(), to lie under others. */
+int repo_chain_sums_files(const struct repo *r, const struct repo_chain *c, struct sums_file *f,
+			  struct error *err);
+
 /* --- writing; all with the lock */
 
 /* Makes POINT's mark, durably: from now on whatever has its name is removed by the next
