@@ -31,7 +31,7 @@ static const struct cli_option table[] = {
 	{ OPT_NAME, "name", "POINT", "name of the restore point (default: the time)" },
 	{ OPT_BITMAP, "bitmap", "NAME", "URIs: the bitmap of what changed since the last point" },
 	{ OPT_COMPRESS, "compress", "[=zlib|zstd]", "compress what is stored (default: zstd)" },
-	{ OPT_LIMIT, "limit", "RATE", "bytes per second at most (20M)" },
+	{ OPT_LIMIT, "limit", "N", "read N bytes per second at most (20M)" },
 	{ 'C', "connections", "N", "use up to N connections (default 4, 1 without multi-conn)" },
 	{ 'R', "requests", "N", "requests in flight (default 32)" },
 	{ OPT_TIMEOUT, "timeout", "S", "seconds to go on without an answer or a connection (60)" },
