@@ -347,12 +347,13 @@ static struct checkpoint *checkpoint_new(const struct checkpoint_options *o)
 	return c;
 }
 
+/* R: one for each disk. */
 static int prepare_all(struct checkpoint *c, struct checkpoint_request *r, struct error *err)
 {
 	int rc = 0;
 
 	for (unsigned i = 0; i < c->n && !rc; i++) {
-		struct on_disk x = { .disk = &c->parts[i].disk, .request = r, .err = err };
+		struct on_disk x = { .disk = &c->parts[i].disk, .request = &r[i], .err = err };
 
 		rc = call_disk(&x, prepare_on_loop);
 	}
@@ -392,7 +393,7 @@ static int instant_run(struct checkpoint *c, struct checkpoint_request *r, struc
 
 	c->instants = x;
 	for (unsigned i = 0; i < c->n && !rc; i++) {
-		x[i] = (struct instant){ c, &c->parts[i].disk, r };
+		x[i] = (struct instant){ c, &c->parts[i].disk, &r[i] };
 		v[i] = (struct action){ .verb = &verb, .node = node_ref(x[i].disk->node),
 					.own = &x[i] };
 	}
@@ -404,7 +405,8 @@ static int instant_run(struct checkpoint *c, struct checkpoint_request *r, struc
 	return rc;
 }
 
-static int add_export(struct checkpoint *c, unsigned i, const char *name, struct error *err)
+static int add_export(struct checkpoint *c, unsigned i, const char *name, const char *since,
+		      struct error *err)
 {
 	struct checkpoint_part *p = &c->parts[i];
 	struct json_object *bitmaps = NULL;
@@ -423,7 +425,7 @@ static int add_export(struct checkpoint *c, unsigned i, const char *name, struct
 	o.name = p->export_name;
 	if (p->disk.changes) {
 		bitmaps = json_object_new_array();
-		json_object_array_add(bitmaps, json_object_new_string(c->since));
+		json_object_array_add(bitmaps, json_object_new_string(since));
 	}
 	o.bitmaps = bitmaps;
 	rc = export_add(&o, err);
@@ -433,24 +435,35 @@ static int add_export(struct checkpoint *c, unsigned i, const char *name, struct
 	return rc;
 }
 
-static int begin(struct checkpoint *c, const struct checkpoint_options *o, struct error *err)
+static int begin_with(struct checkpoint *c, const struct checkpoint_options *o,
+		      struct checkpoint_request *r, struct error *err)
 {
-	struct checkpoint_request r = {
-		.name = c->name, .since = o->since, .time = c->time, .group = c->group,
-		.disks = o->n, .view = o->view,
-	};
 	int rc = find_disks(c, o, err);
 
+	for (unsigned i = 0; i < o->n; i++)
+		r[i] = (struct checkpoint_request){
+			.name = c->name, .since = o->disks[i].since ? o->disks[i].since : o->since,
+			.time = c->time, .group = c->group, .disks = o->n, .view = o->view,
+		};
 	if (!rc)
 		rc = checkpoint_settle_all(c, err);
 	if (!rc)
 		rc = checkpoint_end_leftovers_of(c, false, err);
 	if (!rc)
-		rc = prepare_all(c, &r, err);
+		rc = prepare_all(c, r, err);
 	if (!rc)
-		rc = instant_run(c, &r, err);
+		rc = instant_run(c, r, err);
 	for (unsigned i = 0; i < c->n && !rc; i++)
-		rc = add_export(c, i, o->disks[i].name, err);
+		rc = add_export(c, i, o->disks[i].name, r[i].since, err);
+	return rc;
+}
+
+static int begin(struct checkpoint *c, const struct checkpoint_options *o, struct error *err)
+{
+	struct checkpoint_request *r = calloc(o->n + 1, sizeof(*r));
+	int rc = r ? begin_with(c, o, r, err) : error_set(err, -ENOMEM, "Out of memory");
+
+	free(r);
 	return rc;
 }
 
@@ -460,6 +473,8 @@ static int check_options(const struct checkpoint_options *o, struct error *err)
 
 	if (!rc && o->since)
 		rc = checkpoint_name_check(o->since, err);
+	for (unsigned i = 0; i < o->n && !rc; i++)
+		rc = o->disks[i].since ? checkpoint_name_check(o->disks[i].since, err) : 0;
 	if (rc)
 		return rc;
 	if (!o->n || o->n > CHECKPOINT_DISKS_MAX)

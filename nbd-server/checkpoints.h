@@ -48,6 +48,7 @@ struct checkpoint {
 
 struct checkpoint_disk_options {
 	const char *node, *export;	/* one of them */
+	const char *since;		/* this disk's; NULL: the checkpoint's */
 	const char *name;		/* of the NBD export; NULL: ours to choose */
 };
 

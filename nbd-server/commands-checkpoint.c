@@ -15,6 +15,8 @@ static const struct qmp_arg args_disk[] = {
 	{ "node", QMP_STR, false, "the disk, by its node …" },
 	{ "export", QMP_STR, false, "… or by the id of its export" },
 	{ "name", QMP_STR, false, "of the NBD export; default: DISK@ID" },
+	{ "since", QMP_STR, false, "offer what changed of this disk since that checkpoint; "
+	  "default: the one for all" },
 	{ NULL },
 };
 
@@ -100,8 +102,10 @@ static int take_disks(struct json_object *list, struct checkpoint_options *o, st
 		struct json_object *d = json_object_array_get_idx(list, i);
 		struct checkpoint_disk_options *x = &o->disks[o->n++];
 
-		*x = (struct checkpoint_disk_options){ qmp_str(d, "node"), qmp_str(d, "export"),
-						       qmp_str(d, "name") };
+		*x = (struct checkpoint_disk_options){
+			.node = qmp_str(d, "node"), .export = qmp_str(d, "export"),
+			.since = qmp_str(d, "since"), .name = qmp_str(d, "name"),
+		};
 		if (!x->node == !x->export)
 			return error_set(err, -EINVAL, "Each of 'disks' has either 'node' or 'export'");
 	}

@@ -50,3 +50,18 @@ def test_without_success_nothing_is_left(two):
     nodes = two.qmp.cmd("query-named-block-nodes")
     assert len([b for n in nodes for b in n.get("dirty-bitmaps", []) if "c2" in b["name"]]) == 0
     assert read(c, 0, M, K) == b"2" * K
+
+
+def test_since_of_each_disk(two):
+    """Disks that were last backed up at different checkpoints go together."""
+    for name, disk in ("one", "a"), ("two", "b"):
+        end(two, begin(two, [disk], name)["id"])
+    two.libnbd("a").pwrite(b"x" * 64 * K, M)
+    two.libnbd("b").pwrite(b"x" * 64 * K, 3 * M)
+    c = begin(two, [{"node": "a", "since": "one"}, {"node": "b", "since": "two"}], "three")
+    assert [d["incremental"] for d in c["disks"]] == [True, True]
+    assert changed(c, 0, "one") == [(M, 64 * K)] and changed(c, 1, "two") == [(3 * M, 64 * K)]
+    end(two, "three")
+    c = begin(two, ["a", {"node": "b", "since": "three"}], "four")
+    assert [d["incremental"] for d in c["disks"]] == [False, True]
+    end(two, "four", False)
