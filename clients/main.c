@@ -10,6 +10,7 @@
 #include "bitmaps/bitmap.h"
 #include "clients/backup.h"
 #include "clients/cli.h"
+#include "clients/prune.h"
 #include "clients/pull.h"
 #include "clients/restore.h"
 #include "clients/verify.h"
@@ -28,6 +29,7 @@ static const struct verb verbs[] = {
 	{ "list", "merino list", list_main, "show the restore points of a backup repository" },
 	{ "restore", "merino restore", restore_main, "bring disks back from a backup repository" },
 	{ "verify", "merino verify", verify_main, "prove a backup repository, or say what is damaged" },
+	{ "prune", "merino prune", prune_main, "remove restore points, by number or schedule" },
 	{ NULL },
 };
 

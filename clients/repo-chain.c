@@ -20,6 +20,7 @@
 #include "common/bytes.h"
 #include "common/checked.h"
 #include "format/node.h"
+#include "format/qcow2.h"
 
 /* qcow2's header (QEMU docs/interop/qcow2.txt). */
 enum {
@@ -204,6 +205,47 @@ int repo_chain_node(const struct repo *r, const struct repo_chain *c, struct gra
 		return err ? err->code : local.code;
 	rc = node_open(&where, o, out, err);
 	json_object_put(o);
+	return rc;
+}
+
+static struct json_object *one_image(const char *path)
+{
+	struct json_object *o = json_object_new_object(), *file = json_object_new_object();
+
+	json_object_object_add(o, "driver", text("qcow2"));
+	json_object_object_add(o, "crash-log", text("off"));
+	json_object_object_add(o, "backing", NULL);
+	json_object_object_add(o, "file", file);
+	json_object_object_add(file, "driver", text("file"));
+	json_object_object_add(file, "filename", text(path));
+	return o;
+}
+
+int repo_image_relink(const struct repo *r, const char *name, const char *backing, struct error *err)
+{
+	char *full = realpath(r->path, NULL), *path = NULL;
+	struct json_object *o = NULL;
+	struct node *n = NULL;
+	struct graph g;
+	struct node_place where = { .graph = &g, .io = io_blocking() };
+	int rc = 0;
+
+	graph_init(&g);
+	if (!full || asprintf(&path, "%s/%s", full, name) < 0)
+		rc = error_errno(err, full ? -ENOMEM : -errno, "%s", r->path);
+	if (rc == 0) {
+		o = one_image(path);
+		rc = node_open(&where, o, &n, err);
+	}
+	if (rc == 0)
+		rc = qcow2_relink(n, backing, "qcow2", err);
+	node_unref(n);
+	if (rc == 0 && g.close_rc)
+		rc = error_errno(err, g.close_rc, "%s: could not be closed", path);
+	pthread_mutex_destroy(&g.lock);
+	json_object_put(o);
+	free(path);
+	free(full);
 	return rc;
 }
 

@@ -31,6 +31,10 @@ int repo_read_file(const struct repo *r, const char *name, size_t max, char **ou
 /* Written under a temporary name, synced, renamed, the directory synced. */
 int repo_write_file(struct repo *r, const char *name, const char *text, struct error *err);
 
+/* BACKING (NULL: none) becomes the backing file's name in the header of the image NAME,
+ * durably: prune. */
+int repo_image_relink(const struct repo *r, const char *name, const char *backing, struct error *err);
+
 /* Marks and what they cover: repo-clean.c. */
 int repo_clean(struct repo *r, struct error *err);
 

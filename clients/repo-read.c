@@ -3,11 +3,27 @@
 #include "clients/repo-read.h"
 
 #include <errno.h>
+#include <json-c/json.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/bytes.h"
 #include "common/checked.h"
+
+static int open_sums(struct repo_reader *d, const char *disk, struct error *err)
+{
+	int rc;
+
+	graph_init(&d->graph);
+	if (!d->disk)
+		return error_set(err, -ENOENT, "point %s has no disk '%s'", d->point->id, disk);
+	d->buf = malloc((size_t)READ_CHUNKS * REPO_CHUNK);
+	d->root = sums_root_new(REPO_CHUNK, d->disk->size);
+	if (!d->buf || !d->root)
+		return error_errno(err, -ENOMEM, "%s", disk);
+	rc = repo_chain(d->r, d->point, disk, &d->chain, err);
+	return rc ? rc : repo_chain_sums(d->r, &d->chain, &d->sums, err);
+}
 
 int repo_reader_open(struct repo_reader *d, const struct repo *r, const struct repo_point *p,
 		     const char *disk, struct error *err)
@@ -15,21 +31,55 @@ int repo_reader_open(struct repo_reader *d, const struct repo *r, const struct r
 	int rc;
 
 	*d = (struct repo_reader){ .r = r, .point = p, .disk = repo_disk(p, disk) };
-	graph_init(&d->graph);
-	if (!d->disk)
-		return error_set(err, -ENOENT, "point %s has no disk '%s'", p->id, disk);
-	d->buf = malloc((size_t)READ_CHUNKS * REPO_CHUNK);
-	d->root = sums_root_new(REPO_CHUNK, d->disk->size);
-	if (!d->buf || !d->root)
-		return error_errno(err, -ENOMEM, "%s", disk);
-	rc = repo_chain(r, p, disk, &d->chain, err);
-	if (rc == 0)
-		rc = repo_chain_sums(r, &d->chain, &d->sums, err);
+	rc = open_sums(d, disk, err);
 	if (rc == 0)
 		rc = repo_chain_node(r, &d->chain, &d->graph, &d->node, err);
 	if (rc == 0)
 		rc = node_use_add(&d->use, d->node, PERM_CONSISTENT_READ, PERM_CONSISTENT_READ, err, "merino");
 	return rc;
+}
+
+static void set_writable(struct json_object *o)
+{
+	struct json_object *file;
+
+	json_object_object_add(o, "read-only", json_object_new_boolean(false));
+	json_object_object_add(o, "crash-log", json_object_new_string("off"));
+	json_object_object_add(o, "discard", json_object_new_string("unmap"));
+	json_object_object_get_ex(o, "file", &file);
+	json_object_object_add(file, "read-only", json_object_new_boolean(false));
+}
+
+int repo_reader_open_rw(struct repo_reader *d, const struct repo *r, const struct repo_point *p,
+			const char *disk, struct error *err)
+{
+	struct node_place where = { .graph = &d->graph, .io = io_blocking() };
+	struct json_object *o;
+	int rc;
+
+	*d = (struct repo_reader){ .r = r, .point = p, .disk = repo_disk(p, disk) };
+	rc = open_sums(d, disk, err);
+	if (rc < 0)
+		return rc;
+	o = repo_chain_blockdev(r, &d->chain, err);
+	if (!o)
+		return err->code;
+	set_writable(o);
+	rc = node_open(&where, o, &d->node, err);
+	json_object_put(o);
+	return rc ? rc : node_use_add(&d->use, d->node, PERM_CONSISTENT_READ | PERM_WRITE, PERM_CONSISTENT_READ, err,
+				      "merino prune");
+}
+
+int repo_reader_settle(struct repo_reader *d, struct error *err)
+{
+	int rc = node_flush(d->node);
+
+	node_use_drop(&d->use);
+	node_unref(d->node);
+	d->node = NULL;
+	rc = rc ? rc : d->graph.close_rc;
+	return rc ? error_errno(err, rc, "point %s, disk '%s': its image could not be flushed", d->point->id, d->disk->name) : 0;
 }
 
 void repo_reader_close(struct repo_reader *d)

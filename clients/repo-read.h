@@ -49,7 +49,12 @@ struct repo_piece {
 /* Opens the images and the checksums.  READER is to be closed in any case. */
 int repo_reader_open(struct repo_reader *d, const struct repo *r, const struct repo_point *p,
 		     const char *disk, struct error *err);
+/* The same with the top image open for writing: prune's merge. */
+int repo_reader_open_rw(struct repo_reader *d, const struct repo *r, const struct repo_point *p,
+			const char *disk, struct error *err);
 void repo_reader_close(struct repo_reader *d);
+/* Before that, after writes: everything is durable and the image closed.  0 or -errno. */
+int repo_reader_settle(struct repo_reader *d, struct error *err);
 
 /* 1 with the next piece, 0 at the end when the root is right; or -errno with the text. */
 int repo_reader_next(struct repo_reader *d, struct repo_piece *p, struct error *err);
