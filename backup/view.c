@@ -304,6 +304,7 @@ int view_open(struct node *n, const struct view_options *o, struct view **out, s
 		return error_set(err, -ENOMEM, "Out of memory");
 	v->owned = !o->no_tap;
 	v->node = v->owned ? node_ref(n) : n;
+	v->node->viewed++;
 	v->store = o->store;
 	v->size = n->size;
 	v->bits = (unsigned)__builtin_ctz(o->granularity ? o->granularity : VIEW_GRANULARITY_MIN);
@@ -337,6 +338,7 @@ void view_close(struct view *v)
 		munmap(v->wanted, v->wanted_len);
 	node_use_drop(&v->below_use);
 	node_unref(v->below);
+	v->node->viewed--;
 	if (v->owned)
 		node_unref(v->node);
 	free(v);

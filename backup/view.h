@@ -82,6 +82,9 @@ struct view_stats {
 };
 void view_stats(const struct view *v, struct view_stats *s);
 
+/* Adds the drivers copy-before-write and snapshot-access.  Once, at start. */
+void views_init(void);
+
 /* For the process: where logs are made when nobody says (copied), and how large they
  * may get.  NULL: beside the image, or /var/tmp where it has no directory. */
 void view_defaults(const char *log_dir, uint64_t log_max);

@@ -6,6 +6,7 @@
  * force-share) and die with it; children given by name were made by somebody
  * else and are only referenced.
  */
+#include <assert.h>
 #include <errno.h>
 #include <json-c/json.h>
 #include <stdio.h>
@@ -15,16 +16,28 @@
 #include "common/options.h"
 #include "format/node.h"
 
+#define NODE_DRIVERS_MAX 32
+
 const struct node_bitmap_hooks *node_bitmap_hooks;
 const struct node_event_hooks *node_event_hooks;
 
-const struct node_driver *const node_drivers[] = {
+const struct node_driver *node_drivers[NODE_DRIVERS_MAX + 1] = {
 	&file_driver, &host_device_driver, &raw_driver, &qcow2_driver,
 	&null_driver, &blkdebug_driver, &nbd_driver,
-	&throttle_driver, &cor_driver, &compress_driver, NULL,
+	&throttle_driver, &cor_driver, &compress_driver,
 };
 
-static const char *const child_names[CHILD_COUNT] = { "file", "backing", "data-file" };
+void node_driver_add(const struct node_driver *d)
+{
+	unsigned i = 0;
+
+	while (node_drivers[i] && node_drivers[i] != d)
+		i++;
+	assert(i < NODE_DRIVERS_MAX);
+	node_drivers[i] = d;
+}
+
+static const char *const child_names[CHILD_COUNT] = { "file", "backing", "data-file", "target" };
 
 const struct node_driver *node_driver_find(const char *name)
 {
@@ -210,7 +223,7 @@ int node_take_flags(struct node *n, struct json_object *opts, struct error *err)
 static bool is_child_option(const char *key)
 {
 	return !strcmp(key, "file") || !strcmp(key, "image") || !strcmp(key, "backing") ||
-	       !strcmp(key, "data-file");
+	       !strcmp(key, "data-file") || !strcmp(key, "target");
 }
 
 /* For node_reopen(), which has to know what changes.  OPTS itself carries its path,

@@ -43,6 +43,7 @@ enum node_child {
 	CHILD_FILE,		/* the protocol node under a format */
 	CHILD_BACKING,
 	CHILD_DATA_FILE,	/* qcow2's external data file */
+	CHILD_TARGET,		/* copy-before-write's: where old data goes */
 	CHILD_COUNT,
 };
 
@@ -99,6 +100,7 @@ struct node_use {
 	unsigned perm, shared;		/* enum node_perm */
 	bool linked;
 	bool job;			/* a job's: nobody makes its requests wait */
+	bool aside;			/* about to go: a successor takes its place */
 	bool allow_inactive;		/* this user does without it: see activate.c */
 	char what[80];			/* "export 'x'", "node 'y' as 'backing'": for error texts */
 };
@@ -168,6 +170,7 @@ struct node {
 	bool detect_unmap;		/* … that may leave holes */
 	bool force_share;		/* no lock bytes, read only */
 	bool cache_direct, cache_no_flush;
+	unsigned viewed;		/* views that need what is below to stay: see reopen.c */
 	bool monitor_owned;		/* made by blockdev-add: blockdev-del may delete it */
 	bool protocol;			/* bottom of the graph: may be read behind its end (zeroes) */
 	bool inactive;			/* another process may write to it: see activate.c */
@@ -268,6 +271,8 @@ int node_use_add(struct node_use *u, struct node *n, unsigned perm, unsigned sha
 	__attribute__((format(printf, 6, 7)));
 /* Has storage and children follow what N asks now. */
 int node_use_refresh(struct node *n, struct error *err);
+/* The lock bytes of the storage below stay as they are until a refresh after it is over. */
+void node_freeze(struct node *n, bool on);
 void node_use_drop(struct node_use *u);	/* a use that was never added is fine */
 
 void node_tap_add(struct node *n, struct tap *t);
@@ -327,7 +332,9 @@ extern const struct node_driver null_driver, blkdebug_driver, nbd_driver;
 extern const struct node_driver throttle_driver, cor_driver, compress_driver;
 
 /* Drivers, for help and lookup; ends with NULL. */
-extern const struct node_driver *const node_drivers[];
+extern const struct node_driver *node_drivers[];
+/* Those of backup/ are above format/ and add themselves at start. */
+void node_driver_add(const struct node_driver *d);
 const struct node_driver *node_driver_find(const char *name);
 
 /* bitmaps/ is above format/: it hooks in here (bitmaps/store.c) so that qcow2

@@ -356,6 +356,10 @@ static void qcow2_child_perm(struct node *n, enum node_child c, unsigned perm, u
 
 	*cperm = PERM_CONSISTENT_READ | (writes ? PERM_WRITE | PERM_RESIZE : 0);
 	*cshared = PERM_ALL & ~(unsigned)(PERM_WRITE | PERM_RESIZE);
+	/* A disk that somebody writes to was given as the backing image, for fleecing: that
+	 * goes with users who do not mind. */
+	if (c == CHILD_BACKING && n->child[c] && !n->child[c]->read_only)
+		*cshared |= shared & PERM_WRITE ? PERM_WRITE | PERM_RESIZE : 0;
 }
 
 static bool qcow2_names_backing(const struct node *n)

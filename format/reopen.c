@@ -33,7 +33,7 @@ struct reopening {
 };
 
 static const char *const child_keys[][CHILD_COUNT] = {
-	{ "file", "backing", "data-file" }, { "image", "backing", "data-file" },
+	{ "file", "backing", "data-file", "target" }, { "image", "backing", "data-file", "target" },
 };
 
 /* -- the driver that every request fails on ---------------------------------------------- */
@@ -255,12 +255,12 @@ static int take_all(struct reopening *r, struct json_object *opts, struct error 
 /* -- doing it -------------------------------------------------------------------------------- */
 
 /* While nodes are frozen their lock bytes stay as they are. */
-static void freeze(struct node *n, bool frozen)
+void node_freeze(struct node *n, bool frozen)
 {
 	n->frozen = frozen;
 	for (unsigned c = 0; c < CHILD_COUNT; c++) {
 		if (n->child[c])
-			freeze(n->child[c], frozen);
+			node_freeze(n->child[c], frozen);
 	}
 }
 
@@ -316,10 +316,10 @@ static int open_and_permit(struct node *n, const struct node *flags, struct json
 {
 	int rc = open_with(n, flags, rest, child, size, again, err);
 
-	freeze(n, false);
+	node_freeze(n, false);
 	for (unsigned c = 0; c < CHILD_COUNT; c++) {
 		if (child[c])
-			freeze(child[c], false);
+			node_freeze(child[c], false);
 	}
 	if (!rc)
 		rc = node_use_refresh(n, err);
@@ -341,11 +341,11 @@ static int close_and_open(struct reopening *r, struct error *err)
 	copy_flags(&old_flags, n);
 	for (unsigned c = 0; c < CHILD_COUNT; c++)
 		old_child[c] = n->child[c] ? node_ref(n->child[c]) : NULL;
-	freeze(n, true);
+	node_freeze(n, true);
 	close_driver(n);
 	rc = open_and_permit(n, &r->settings, r->rest, r->child, size, false, err);
 	if (rc) {
-		freeze(n, true);
+		node_freeze(n, true);
 		close_driver(n);
 		if (open_and_permit(n, &old_flags, n->options, old_child, size, true, &again)) {
 			log_error("node could not be opened again: node=%s error=%s", n->name, again.text);
@@ -355,7 +355,7 @@ static int close_and_open(struct reopening *r, struct error *err)
 	}
 	for (unsigned c = 0; c < CHILD_COUNT; c++) {
 		if (old_child[c]) {
-			freeze(old_child[c], false);
+			node_freeze(old_child[c], false);
 			node_use_refresh(old_child[c], NULL);
 		}
 		node_unref(old_child[c]);
@@ -429,6 +429,9 @@ int node_reopen(struct node *n, struct json_object *opts, struct error *err)
 	rc = refuse_jobs(n, err);
 	if (!rc)
 		rc = take_all(&r, opts, err);
+	if (!rc && n->viewed && (r.file_changes || r.backing_changes))
+		rc = error_set(err, -EBUSY, "Node '%s' is read as it was by a backup: its children cannot change",
+			       n->name);
 	if (!rc)
 		rc = apply(&r, err);
 	for (unsigned c = 0; c < CHILD_COUNT; c++)

@@ -106,7 +106,7 @@ static void add_children(const struct node *n, struct json_object *o)
 {
 	static const char *const names[] = {
 		[CHILD_FILE] = "file", [CHILD_BACKING] = "backing",
-		[CHILD_DATA_FILE] = "data-file",
+		[CHILD_DATA_FILE] = "data-file", [CHILD_TARGET] = "target",
 	};
 	struct json_object *list = json_object_new_array();
 

@@ -74,7 +74,7 @@ struct referred {
 
 static void find_referred(struct json_object *opts, struct referred *r)
 {
-	static const char *const keys[] = { "file", "backing", "data-file", "image" };
+	static const char *const keys[] = { "file", "backing", "data-file", "image", "target" };
 	const char *group = json_object_get_string(json_object_object_get(opts, "throttle-group"));
 
 	if (group && throttle_group_loop(group))

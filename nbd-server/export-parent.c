@@ -33,6 +33,38 @@ void export_resume(struct export *e)
 		co_queue_wake_all(&e->resume);
 }
 
+/* A filter that lets nobody write beside it is put above the node that we write to, or
+ * taken away: the old use steps aside while the new one is checked.  The storage keeps its
+ * locks meanwhile, and then gets those that are right. */
+static int use_in_place_of(struct node_use *old, struct node_use *next, struct node *n, struct error *err)
+{
+	struct node *before = old->node;
+	unsigned perm = old->perm, shared = old->shared;
+	int rc;
+
+	node_freeze(before, true);
+	node_freeze(n, true);
+	old->aside = true;
+	old->perm = 0;
+	old->shared = PERM_ALL;
+	node_use_refresh(before, NULL);		/* asks for less */
+	rc = node_use_add(next, n, perm, shared, err, "%s", old->what);
+	node_freeze(before, false);
+	node_freeze(n, false);
+	if (!rc)
+		rc = node_use_refresh(n, err);	/* the locks */
+	if (!rc) {
+		node_use_drop(old);
+		return 0;
+	}
+	node_use_drop(next);
+	old->aside = false;
+	old->perm = perm;
+	old->shared = shared;
+	node_use_refresh(before, NULL);
+	return rc;
+}
+
 int export_set_node(struct export *e, struct node **n, struct error *err)
 {
 	struct node_use *next = e->use == &e->uses[0] ? &e->uses[1] : &e->uses[0];
@@ -46,10 +78,9 @@ int export_set_node(struct export *e, struct node **n, struct error *err)
 		return error_set(err, -EINVAL, "Node '%s' has another size than export '%s'",
 				 (*n)->name, e->id);
 	*next = (struct node_use){ .allow_inactive = e->use->allow_inactive };
-	rc = node_use_add(next, *n, e->use->perm, e->use->shared, err, "export '%s'", e->id);
+	rc = use_in_place_of(e->use, next, *n, err);
 	if (rc)
 		return rc;
-	node_use_drop(e->use);
 	if (e->hurried) {
 		node_hurry(*n, true);
 		node_hurry(old, false);

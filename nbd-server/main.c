@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "backup/job.h"
+#include "backup/view.h"
 #include "bitmaps/bitmap.h"
 #include "common/authz.h"
 #include "common/log.h"
@@ -204,6 +205,7 @@ int main(int argc, char **argv)
 	cmdline_parse(&cmdline, argc, argv);
 	graph_init(&the_daemon.graph);
 	bitmaps_init();
+	views_init();
 	register_classes();
 	events_init();
 	commands_job_init();

@@ -32,10 +32,10 @@ def constant(path, name):
 
 def drivers():
     """{name: [option, ...]} of the drivers that graph.c lists."""
-    listed = re.search(r"node_drivers\[\] = \{(.*?)\};", source("format/graph.c"), re.S).group(1)
-    files = "".join(p.read_text() for p in sorted((ROOT / "format").glob("*.c")))
+    listed = re.search(r"node_drivers\[.*?\] = \{(.*?)\};", source("format/graph.c"), re.S).group(1)
+    files = "".join(p.read_text() for d in ("format", "backup") for p in sorted((ROOT / d).glob("*.c")))
     found = {}
-    for driver in re.findall(r"&(\w+)", listed):
+    for driver in re.findall(r"&(\w+)", listed) + re.findall(r"node_driver_add\(&(\w+)\)", files):
         body = re.search(rf"const struct node_driver {driver} = \{{(.*?)\n\}};", files, re.S).group(1)
         options = re.search(r"\.options = (\w+)", body).group(1)
         found[re.search(r'\.name = "([\w-]+)"', body).group(1)] = array_of_strings(files, options)
