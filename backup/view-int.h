@@ -109,6 +109,7 @@ struct view {
 	struct node *below;		/* BLOCK_BELOW is read from it; NULL: that is zeroes */
 	struct node_use below_use;
 	bool owned;			/* references are held */
+	bool readers_in_gate;
 	uint64_t size;			/* bytes */
 	unsigned bits;			/* log2 of the granularity */
 	uint64_t n_blocks;

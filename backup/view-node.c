@@ -83,8 +83,10 @@ int view_node_new(struct node *disk, struct node **out, struct error *err)
 int view_node_begin(struct node *n, const struct view_options *o, struct error *err)
 {
 	struct view_node *s = n->state;
+	struct view_options mine = *o;
 
-	return view_open(n->child[CHILD_FILE], o, &s->view, err);
+	mine.readers_in_gate = true;
+	return view_open(n->child[CHILD_FILE], &mine, &s->view, err);
 }
 
 void view_node_end(struct node *n)

@@ -117,10 +117,10 @@ static int read_pieces(struct view *v, uint8_t *buf, uint64_t off, uint64_t len)
 	return rc;
 }
 
-/* Requests to the disk pass its gate; a filter's view is below the filter's own. */
+/* Requests to the disk pass its gate, or one above. */
 static void reader_enter(struct view *v)
 {
-	if (v->owned)
+	if (!v->readers_in_gate)
 		gate_enter(&v->node->gate);
 	view_enter(v);
 }
@@ -128,7 +128,7 @@ static void reader_enter(struct view *v)
 static void reader_leave(struct view *v)
 {
 	view_leave(v);
-	if (v->owned)
+	if (!v->readers_in_gate)
 		gate_leave(&v->node->gate);
 }
 

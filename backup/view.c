@@ -303,6 +303,7 @@ int view_open(struct node *n, const struct view_options *o, struct view **out, s
 	if (!v)
 		return error_set(err, -ENOMEM, "Out of memory");
 	v->owned = !o->no_tap;
+	v->readers_in_gate = o->readers_in_gate || o->no_tap;
 	v->node = v->owned ? node_ref(n) : n;
 	v->node->viewed++;
 	v->store = o->store;

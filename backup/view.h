@@ -46,6 +46,9 @@ struct view_options {
 					 * break-guest-write; only view_keep() can say so) */
 	/* Somebody else taps the writes (the copy-before-write filter calls view_keep()). */
 	bool no_tap;
+	/* Readers come through the gate of a node above (an export of view-node.c): they must
+	 * not wait at the disk's gate inside of it. */
+	bool readers_in_gate;
 };
 
 /* The gates above N are closed.  Takes a reference of N and none of its permissions. */

@@ -151,6 +151,7 @@ def test_bitmap(rig, image):
     rig.guest.pwrite(b"x" * 4096, 3 * MIB)
     rig.guest.pwrite(b"y" * 4096, 12 * MIB)
     old = rig.guest.pread(65536, 3 * MIB)
+    rig.cmd("block-dirty-bitmap-disable", {"node": "disk", "name": "b"})
     rig.target()
     rig.insert(bitmap={"node": "disk", "name": "b"})
     rig.cmd("block-dirty-bitmap-add", {"node": "disk", "name": "new"})
