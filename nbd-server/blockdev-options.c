@@ -104,6 +104,7 @@ static const struct qmp_arg rows[] = {
 	{ "max-discard", QMP_INT, false, "bytes" },
 	{ "max-transfer", QMP_INT, false, "bytes" },
 	{ "max-write-zero", QMP_INT, false, "bytes" },
+	{ "min-cluster-size", QMP_INT, false, "bytes that are kept at once, at least" },
 	{ "offset", QMP_INT, false, "where the disk begins in its file, bytes" },
 	{ "on-cbw-error", QMP_STR, false, "what gives way", .values = cbw_error_values },
 	{ "open-timeout", QMP_UINT, false, "seconds to go on trying to connect" },
