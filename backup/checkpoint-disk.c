@@ -85,7 +85,7 @@ static int prepare(struct checkpoint_disk *d, const struct epochs *e,
 	if (rc)
 		return rc;
 	d->label.first = d->label.last = epochs_next_number(e);
-	rc = view_node_new(d->node, &d->view, err);
+	rc = view_node_new(d->node, NULL, &d->view, err);
 	if (!rc && r->since)
 		rc = add_changes(d, e, r, err);
 	if (!rc)

@@ -7,10 +7,13 @@
 #include <string.h>
 
 #include "backup/view.h"
+#include "common/co.h"
 #include "format/node.h"
 
 struct view_node {
-	struct view *view;
+	struct view *view;		/* NULL: nothing is shown */
+	unsigned inside;		/* readers of it */
+	struct co_queue leaving;
 };
 
 static int view_node_open(struct node *n, struct json_object *opts, struct error *err)
@@ -27,18 +30,35 @@ static void view_node_close(struct node *n)
 	n->state = NULL;
 }
 
+static struct view *enter(struct node *n)
+{
+	struct view_node *s = n->state;
+
+	s->inside += s->view != NULL;
+	return s->view;
+}
+
+static int leave(struct node *n, int rc)
+{
+	struct view_node *s = n->state;
+
+	if (--s->inside == 0)
+		co_queue_wake_all(&s->leaving);
+	return rc;
+}
+
 static int view_node_read(struct node *n, void *buf, uint64_t off, size_t len)
 {
-	struct view *v = view_node_view(n);
+	struct view *v = enter(n);
 
-	return v ? view_read(v, buf, off, len) : -EIO;
+	return v ? leave(n, view_read(v, buf, off, len)) : -EIO;
 }
 
 static int view_node_map(struct node *n, uint64_t off, uint64_t len, struct extents *x)
 {
-	struct view *v = view_node_view(n);
+	struct view *v = enter(n);
 
-	return v ? view_map(v, off, len, x) : -EIO;
+	return v ? leave(n, view_map(v, off, len, x)) : -EIO;
 }
 
 /* The disk below is read, and what its guest does with it is the guest's affair. */
@@ -52,7 +72,8 @@ static void view_node_child_perm(struct node *n, enum node_child c, unsigned per
 static const char *const view_node_options[] = { NULL };
 
 static const struct node_driver view_node_driver = {
-	.name = "checkpoint-view",
+	.name = "view",
+	.filter = true,
 	.options = view_node_options,
 	.open = view_node_open,
 	.close = view_node_close,
@@ -61,11 +82,11 @@ static const struct node_driver view_node_driver = {
 	.child_perm = view_node_child_perm,
 };
 
-int view_node_new(struct node *disk, struct node **out, struct error *err)
+int view_node_new(struct node *disk, const char *name, struct node **out, struct error *err)
 {
 	struct node_place where = { .graph = disk->graph, .loop = disk->loop, .io = disk->io };
 	struct node *n;
-	int rc = node_open_internal(&where, &view_node_driver, &n, err);
+	int rc = node_open_internal(&where, &view_node_driver, name, &n, err);
 
 	if (rc)
 		return rc;
@@ -92,9 +113,17 @@ int view_node_begin(struct node *n, const struct view_options *o, struct error *
 void view_node_end(struct node *n)
 {
 	struct view_node *s = n->state;
+	struct view *v = s->view;
 
-	view_close(s->view);
 	s->view = NULL;
+	while (s->inside)
+		co_queue_wait(&s->leaving);
+	view_close(v);
+}
+
+bool node_is_view(const struct node *n)
+{
+	return n->driver == &view_node_driver;
 }
 
 struct view *view_node_view(const struct node *n)

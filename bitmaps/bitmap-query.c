@@ -19,7 +19,8 @@ static struct json_object *dirty_info(const struct bitmap *b)
 {
 	struct json_object *o = json_object_new_object();
 
-	json_object_object_add(o, "name", json_object_new_string(b->name));
+	if (b->name[0])			/* a successor has none, as in QEMU */
+		json_object_object_add(o, "name", json_object_new_string(b->name));
 	add_bool(o, "recording", b->enabled);
 	add_bool(o, "persistent", b->persistent);
 	add_bool(o, "busy", b->busy != 0);

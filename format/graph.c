@@ -318,10 +318,14 @@ static int node_open_at(const struct node_place *where, struct json_object *opts
 }
 
 int node_open_internal(const struct node_place *where, const struct node_driver *driver,
-		       struct node **out, struct error *err)
+		       const char *name, struct node **out, struct error *err)
 {
 	struct json_object *opts = json_object_new_object();
-	int rc = opts ? open_driver(where, driver, opts, 0, out, err)
+	int rc;
+
+	if (opts && name)
+		json_object_object_add(opts, "node-name", json_object_new_string(name));
+	rc = opts ? open_driver(where, driver, opts, 0, out, err)
 		      : error_set(err, -ENOMEM, "Out of memory");
 
 	json_object_put(opts);

@@ -219,10 +219,10 @@ struct node_place {
 int node_open(const struct node_place *where, struct json_object *opts, struct node **out,
 	      struct error *err);
 
-/* A node with no options, of a driver that people cannot ask for; *OUT carries one
- * reference.  On the place's loop. */
+/* A node with no options but a name (NULL: made up), of a driver that people cannot ask
+ * for; *OUT carries one reference.  On the place's loop. */
 int node_open_internal(const struct node_place *where, const struct node_driver *driver,
-		       struct node **out, struct error *err);
+		       const char *name, struct node **out, struct error *err);
 
 /* For drivers: opens or references the child that OPTS[KEY] describes (an
  * object, or the name of a node) and attaches it.  -ENOENT without an error
@@ -250,6 +250,10 @@ struct json_object *node_present_options(const struct node *n);
  * child that takes the caller's reference. */
 int node_take_flags(struct node *n, struct json_object *opts, struct error *err);
 int node_attach_child(struct node *n, struct node *child, enum node_child c, struct error *err);
+
+/* N, whose driver has backing images, stands on BACKING (NULL: none) from now on, which
+ * gets a reference of its own.  The gates above N are closed. */
+int node_set_backing(struct node *n, struct node *backing, struct error *err);
 
 /* A named node with one more reference, or NULL. */
 struct node *node_find(struct graph *g, const char *name);

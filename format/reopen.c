@@ -381,15 +381,15 @@ static int open_beside(struct reopening *r, struct error *err)
 	return rc;
 }
 
-static int exchange_backing(struct reopening *r, struct error *err)
+int node_set_backing(struct node *n, struct node *backing, struct error *err)
 {
-	struct node *n = r->node, *old = n->child[CHILD_BACKING];
+	struct node *old = n->child[CHILD_BACKING];
 	int rc = 0;
 
 	node_use_drop(&n->child_use[CHILD_BACKING]);
 	n->child[CHILD_BACKING] = NULL;
-	if (r->child[CHILD_BACKING])
-		rc = node_attach_child(n, node_ref(r->child[CHILD_BACKING]), CHILD_BACKING, err);
+	if (backing)
+		rc = node_attach_child(n, node_ref(backing), CHILD_BACKING, err);
 	if (rc && old && node_attach_child(n, node_ref(old), CHILD_BACKING, NULL))
 		log_error("backing image lost: node=%s", n->name);
 	n->driver->backing_changed(n);
@@ -408,7 +408,7 @@ static int apply(struct reopening *r, struct error *err)
 	if (!rc && r->driver_changes)
 		rc = n->driver->reopen ? open_beside(r, err) : close_and_open(r, err);
 	else if (!rc && r->backing_changes)
-		rc = exchange_backing(r, err);
+		rc = node_set_backing(n, r->child[CHILD_BACKING], err);
 	if (rc)
 		return rc;
 	copy_flags(n, r->driver_changes ? n : &r->settings);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backup/job.h"
 #include "nbd-server/transaction.h"
 
 static int run_one(const char *verb, struct json_object *args, struct error *err)
@@ -88,12 +89,9 @@ const struct qmp_case *action_cases(void)
 }
 
 /* "grouped" is about jobs. */
-static int check_properties(struct json_object *properties, const struct action *v, size_t n,
-			    struct error *err)
+static int check_grouped(const struct action *v, size_t n, struct error *err)
 {
-	const char *mode = properties ? qmp_str(properties, "completion-mode") : NULL;
-
-	for (size_t i = 0; mode && !strcmp(mode, "grouped") && i < n; i++) {
+	for (size_t i = 0; i < n; i++) {
 		if (!v[i].verb->starts_job && !v[i].verb->changes_nothing)
 			return error_set(err, -EINVAL, "Action '%s' does not support Transaction "
 					 "property completion-mode = grouped", v[i].verb->name);
@@ -101,8 +99,31 @@ static int check_properties(struct json_object *properties, const struct action 
 	return 0;
 }
 
+static bool is_grouped(struct json_object *properties)
+{
+	const char *mode = properties ? qmp_str(properties, "completion-mode") : NULL;
+
+	return mode && !strcmp(mode, "grouped");
+}
+
+/* The jobs of a transaction with completion-mode grouped end together. */
+static int run_all(struct action *v, size_t n, bool grouped, struct error *err)
+{
+	struct job_group *group = grouped ? job_group_new() : NULL;
+	int rc = 0;
+
+	if (grouped && !group)
+		return error_set(err, -ENOMEM, "Out of memory");
+	for (size_t i = 0; i < n; i++)
+		v[i].group = group;
+	rc = transaction_run(v, (unsigned)n, err);
+	job_group_unref(group);
+	return rc;
+}
+
 COMMAND(command_transaction)
 {
+	struct json_object *properties = json_object_object_get(args, "properties");
 	struct json_object *actions = json_object_object_get(args, "actions");
 	size_t n = json_object_array_length(actions);
 	struct action *v = calloc(n + 1, sizeof(*v));
@@ -114,10 +135,10 @@ COMMAND(command_transaction)
 		v[i].verb = verb_find(qmp_str(o, "type"));
 		v[i].data = json_object_object_get(o, "data");
 	}
+	if (!rc && is_grouped(properties))
+		rc = check_grouped(v, n, err);
 	if (!rc)
-		rc = check_properties(json_object_object_get(args, "properties"), v, n, err);
-	if (!rc)
-		rc = transaction_run(v, (unsigned)n, err);
+		rc = run_all(v, n, is_grouped(properties), err);
 	free(v);
 	return rc;
 }

@@ -275,6 +275,7 @@ static int prepare_all(struct action *v, unsigned n, struct error *err)
 
 	for (unsigned i = 0; i < n && !rc; i++) {
 		v[i].prepared = true;
+		v[i].first = !i;
 		if (v[i].verb->prepare)
 			rc = v[i].verb->prepare(&v[i], err);
 	}

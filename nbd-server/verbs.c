@@ -14,6 +14,7 @@
 
 #include "bitmaps/bitmap.h"
 #include "format/node.h"
+#include "nbd-server/commands-backup.h"
 #include "nbd-server/commands.h"
 
 static int find_bitmap(struct action *a, const char *key, struct error *err)
@@ -212,6 +213,9 @@ const struct verb verbs[] = {
 	  .apply = enable_apply, .undo = enabled_undo },
 	{ "block-dirty-bitmap-disable", args_bitmap, BITMAP_ACTION,
 	  .apply = disable_apply, .undo = enabled_undo },
+	{ "blockdev-backup", args_blockdev_backup, .prepare = blockdev_backup_prepare,
+	  .apply = backup_apply, .undo = backup_apply_undo, .clean = backup_action_clean,
+	  .starts_job = true },
 	{ "abort", args_nothing, .apply = abort_apply, .changes_nothing = true },
 	{ NULL },
 };
