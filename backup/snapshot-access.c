@@ -29,6 +29,7 @@ static int snapshot_open(struct node *n, struct json_object *opts, struct error 
 		return error_set(err, -EINVAL, "Node '%s' has no snapshot: it is not a copy-before-write filter",
 				 child->name);
 	n->size = view_size(view_of(n));
+	n->instant = view_opened(view_of(n));
 	if (child->filename)
 		n->filename = strdup(child->filename);
 	return 0;

@@ -111,6 +111,7 @@ struct view {
 	bool owned;			/* references are held */
 	bool readers_in_gate;
 	uint64_t size;			/* bytes */
+	uint64_t opened;		/* loop_now() time */
 	unsigned bits;			/* log2 of the granularity */
 	uint64_t n_blocks;
 	bool may_be_sparse;		/* ask the disk's map before reading */

@@ -105,9 +105,13 @@ int view_node_begin(struct node *n, const struct view_options *o, struct error *
 {
 	struct view_node *s = n->state;
 	struct view_options mine = *o;
+	int rc;
 
 	mine.readers_in_gate = true;
-	return view_open(n->child[CHILD_FILE], &mine, &s->view, err);
+	rc = view_open(n->child[CHILD_FILE], &mine, &s->view, err);
+	if (!rc)
+		n->instant = view_opened(s->view);
+	return rc;
 }
 
 void view_node_end(struct node *n)

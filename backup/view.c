@@ -308,6 +308,7 @@ int view_open(struct node *n, const struct view_options *o, struct view **out, s
 	v->node->viewed++;
 	v->store = o->store;
 	v->size = n->size;
+	v->opened = loop_now();
 	v->bits = (unsigned)__builtin_ctz(o->granularity ? o->granularity : VIEW_GRANULARITY_MIN);
 	v->n_blocks = DIV_ROUND_UP(v->size, 1ull << v->bits);
 	v->may_be_sparse = n->driver->map || n->driver->filter;
@@ -346,6 +347,11 @@ void view_close(struct view *v)
 }
 
 /* -- asking -------------------------------------------------------------------------------------- */
+
+uint64_t view_opened(const struct view *v)
+{
+	return v->opened;
+}
 
 uint64_t view_size(const struct view *v)
 {

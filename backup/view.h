@@ -60,6 +60,7 @@ void view_close(struct view *v);
 int view_keep(struct view *v, uint64_t off, uint64_t len);
 
 uint64_t view_size(const struct view *v);	/* bytes, of the node at the instant */
+uint64_t view_opened(const struct view *v);	/* ns, CLOCK_MONOTONIC: for node->instant */
 bool view_is_broken(const struct view *v);	/* does not suspend */
 /* Why, for people; "" while it is not. */
 const char *view_broken_why(const struct view *v);

@@ -239,3 +239,30 @@ def test_pull_reads_only_what_was_written(daemon, tmp):
     c.flush()
     tools.run(merino, "pull", "--bitmap=b", "-B", tmp / "full", d.uri("x"), tmp / "inc")
     assert tools.content(tmp / "inc") == c.read(0, 64 * G)
+
+
+def test_through_a_snapshot(daemon, tmp):
+    """What the reader of a view is told to be zero was zero then, not only now."""
+    d = daemon.start("--blockdev", make(tmp, "qcow2", 16 * G), "--export", "type=nbd,id=disk,node-name=disk,writable=on")
+    c = d.enter()
+    c.write(0, b"x" * (16 * G))
+    for name in ("before", "b"):
+        dirty.add(d, name, granularity=G)
+    c.zero(0, 2 * G)
+    c.zero(2 * G, 2 * G)
+    dirty.verb(d, "disable", "before")
+    tools.create(tmp / "scratch", 16 * G)
+    d.qmp.cmd("blockdev-add", {"driver": "qcow2", "node-name": "scratch", "file": {"driver": "file", "filename": str(tmp / "scratch")}})
+    d.qmp.cmd("blockdev-add", {"driver": "copy-before-write", "node-name": "cbw", "file": "disk", "target": "scratch"})
+    d.qmp.cmd("qom-set", {"path": "/machine/peripheral/disk/virtio-backend", "property": "drive", "value": "cbw"})
+    d.qmp.cmd("blockdev-add", {"driver": "snapshot-access", "node-name": "snap", "file": "cbw"})
+    c.write(0, b"y" * G)
+    c.zero(8 * G, 2 * G)
+    dirty.verb(d, "disable", "b")                        # too late: it says of 8 and 9 what was not so then
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "s", "node-name": "snap", "name": "s", "bitmaps": [
+        {"node": "disk", "name": "before"}, {"node": "disk", "name": "b"}]})
+    s = d.enter("s", ["merino:changes:before", "merino:changes:b"])
+    old = [(at // G, n // G, f) for at, n, f in s.status_all("merino:changes:before") if f]
+    assert old == [(0, 1, DIRTY), (1, 3, DIRTY | ZERO | HOLE)]
+    assert s.read(0, 4 * G) == bytes(4 * G) and s.read(8 * G, G) == b"x" * G
+    assert changes(s) == [(0, 4, DIRTY), (8, 2, DIRTY)]
