@@ -13,6 +13,7 @@
 #include "clients/prune.h"
 #include "clients/pull.h"
 #include "clients/restore.h"
+#include "clients/serve.h"
 #include "clients/verify.h"
 #include "common/log.h"
 
@@ -30,6 +31,7 @@ static const struct verb verbs[] = {
 	{ "restore", "merino restore", restore_main, "bring disks back from a backup repository" },
 	{ "verify", "merino verify", verify_main, "prove a backup repository, or say what is damaged" },
 	{ "prune", "merino prune", prune_main, "remove restore points, by number or schedule" },
+	{ "serve", "merino serve", serve_main, "serve a restore point over NBD at once" },
 	{ NULL },
 };
 
