@@ -7,11 +7,13 @@
 #include <string.h>
 
 #include "backup/view.h"
+#include "bitmaps/bitmap.h"
 #include "common/co.h"
 #include "format/node.h"
 
 struct view_node {
 	struct view *view;		/* NULL: nothing is shown */
+	const struct bitmap *in;	/* the view's, if it is this node's; NULL: all, or not known */
 	unsigned inside;		/* readers of it */
 	struct co_queue leaving;
 };
@@ -54,11 +56,24 @@ static int view_node_read(struct node *n, void *buf, uint64_t off, size_t len)
 	return v ? leave(n, view_read(v, buf, off, len)) : -EIO;
 }
 
+/* What is outside of the view's bitmap cannot be read, but who asks for all of the disk's
+ * status, in several contexts at once perhaps, gets an answer: data. */
 static int view_node_map(struct node *n, uint64_t off, uint64_t len, struct extents *x)
 {
+	const struct view_node *s = n->state;
+	const struct bitmap *in = s->in;
 	struct view *v = enter(n);
+	uint64_t end = off + len;
 
-	return v ? leave(n, view_map(v, off, len, x)) : -EIO;
+	if (!v)
+		return -EIO;
+	if (in && !bitmap_get(in, off)) {
+		extents_add(x, bitmap_next_dirty(in, off, end) - off, 0, 1);
+		return leave(n, 0);
+	}
+	if (in)
+		end = bitmap_next_clean(in, off, end);
+	return leave(n, view_map(v, off, end - off, x));
 }
 
 /* The disk below is read, and what its guest does with it is the guest's affair. */
@@ -80,6 +95,7 @@ static const struct node_driver view_node_driver = {
 	.read = view_node_read,
 	.map = view_node_map,
 	.child_perm = view_node_child_perm,
+	.of_an_instant = true,
 };
 
 int view_node_new(struct node *disk, const char *name, struct node **out, struct error *err)
@@ -107,6 +123,7 @@ int view_node_begin(struct node *n, const struct view_options *o, struct error *
 	struct view_options mine = *o;
 	int rc;
 
+	s->in = o->bitmap && o->bitmap->node == n ? o->bitmap : NULL;
 	mine.readers_in_gate = true;
 	rc = view_open(n->child[CHILD_FILE], &mine, &s->view, err);
 	if (!rc)

@@ -23,7 +23,8 @@ struct view_options;
 /* NAME NULL: made up.  *OUT carries one reference; the last one closes the view. */
 int view_node_new(struct node *disk, const char *name, struct node **out, struct error *err);
 bool node_is_view(const struct node *n);
-/* Opens its view: the gates above the disk are closed. */
+/* Opens its view: the gates above the disk are closed.  If O's bitmap is one of N's, it
+ * also says what of N can be asked for. */
 int view_node_begin(struct node *n, const struct view_options *o, struct error *err);
 /* And closes it again, when those who read have left. */
 void view_node_end(struct node *n);

@@ -150,6 +150,7 @@ struct node_driver {
 	/* Drivers with a backing image: whether the image names one, and: it was exchanged. */
 	bool (*names_backing)(const struct node *n);
 	void (*backing_changed)(struct node *n);
+	bool of_an_instant;		/* shows its child as it was once */
 	bool child_is_image;		/* CHILD_FILE is the option "image" */
 	/* Adds format-specific members to QEMU's ImageInfo object. */
 	void (*info)(struct node *n, struct json_object *image);

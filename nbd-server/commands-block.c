@@ -41,8 +41,9 @@ struct resizing {
 	uint64_t size;
 };
 
-/* A node whose size follows from N's, or whose data would lie behind it. */
-static int refuse_parents(const struct node *n, struct error *err)
+/* A node whose size follows from N's, or whose data would lie behind it.  One that shows
+ * an instant of N keeps its size, and what N has then is still there when N grows. */
+static int refuse_parents(const struct node *n, uint64_t size, struct error *err)
 {
 	char parent[NODE_NAME_MAX + 1] = "";
 	struct graph *g = n->graph;
@@ -50,7 +51,7 @@ static int refuse_parents(const struct node *n, struct error *err)
 	pthread_mutex_lock(&g->lock);
 	for (struct node *p = g->nodes; p && !*parent; p = p->next) {
 		for (unsigned c = 0; c < CHILD_COUNT; c++) {
-			if (p->child[c] == n)
+			if (p->child[c] == n && !(p->driver->of_an_instant && size >= n->size))
 				strcpy(parent, p->name);
 		}
 	}
@@ -103,7 +104,8 @@ static int resize_gated(struct node *n, struct resizing *r, struct error *err)
 
 static int resize_on_loop(struct node *n, void *arg, struct error *err)
 {
-	int rc = refuse_parents(n, err);
+	const struct resizing *r = arg;
+	int rc = refuse_parents(n, r->size, err);
 
 	if (!rc && n->read_only)
 		rc = error_set(err, -EPERM, "Block node is read-only");

@@ -78,3 +78,14 @@ def pull(c, i, since=None, base=b"", piece=1 << 20):
             out[off:off + got] = h.pread(got, off)
     h.shutdown()
     return bytes(out)
+
+
+def epochs(d):
+    """What the nodes keep: {node: ["active NAME", ...]}, the oldest first."""
+    out = {}
+    for n in d.qmp.cmd("query-named-block-nodes"):
+        labels = [b["name"].split(":", 5) for b in n.get("dirty-bitmaps", []) if b["name"].startswith("merino:")]
+        if labels:
+            labels.sort(key=lambda x: int(x[2].split("-")[0]))
+            out[n["node-name"]] = [f"{x[1]} {x[5]}" for x in labels]
+    return out
