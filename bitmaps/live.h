@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* live: the bits of persistent bitmaps in a mapped file beside the image, so that they
+ * outlive the process, and a log of regions, so that they outlive the machine.
+ *
+ * The bytes are in doc/formats/bitmaps-live.md.  The file has a head, four tables (which
+ * bitmaps there are, their flags, where their bits are) and areas of bits.  `bitmap->bits`
+ * is a mapping of its area.
+ *
+ * Death of the process.  Two tables are mapped: a change writes the older one, whole, and
+ * its checksum makes it count.  So at any instruction the file says exactly which bits are
+ * set in which bitmaps.  It is believed by a process of the same boot.
+ *
+ * Death of the machine.  Two more tables are written durably, one after the other, after
+ * what they refer to is durable (live_sync()).  One rule makes this right: *an area that a
+ * durable table refers to only ever gets bits set*, so that any mixture of its old and new
+ * sectors covers what was written before the sync.  Who clears a bitmap gives it another
+ * area.  What was written after the sync is in a region that is marked (live-regions.c).
+ * Recovered = bits of the durable table's areas, united with the marked regions for each
+ * bitmap that records.
+ *
+ * A change (added, renamed, cleared, enabled, …) is in the mapped table at once, and
+ * durable after the next live_sync(), which who answers a client calls before he answers
+ * (bitmaps_commit()).  Several changes between live_hold() and live_release() are one.
+ *
+ * When storage fails, or is full, bitmaps lose this protection, never the guest a write.
+ */
+#ifndef MERINO_LIVE_H
+#define MERINO_LIVE_H
+
+#include "bitmaps/bitmap-int.h"
+#include "common/io-beside.h"
+
+#define LIVE_MAGIC "MERINOLB"
+#define LIVE_VERSION 1u
+#define LIVE_ORDER 0x01020304u		/* reads otherwise on a machine of the other byte order */
+#define LIVE_HEAD 4096u
+#define LIVE_SESSION 16u
+#define LIVE_SUFFIX "bitmaps"
+#define LIVE_REGIONS_SUFFIX "bitmaps-regions"
+
+enum live_kind { LIVE_QCOW2 = 1, LIVE_RAW = 2 };
+
+struct live_head {
+	char magic[8];
+	uint32_t version, order, head_bytes, table_bytes;
+	uint8_t boot[16];
+	uint64_t dev, ino;		/* of the image's file */
+	uint8_t session[LIVE_SESSION];
+	uint32_t kind;			/* enum live_kind */
+	uint32_t crc;			/* of what is before it */
+};
+
+enum live_table_flags { LIVE_CLOSED = 1 };	/* raw: closed cleanly, nothing is marked */
+
+/* At LIVE_HEAD + i * table_bytes: 0 and 1 are mapped, 2 and 3 durable. */
+struct live_table_head {
+	uint64_t seq;			/* the valid table with the highest one counts */
+	uint32_t bytes;			/* of all of it */
+	uint32_t crc;			/* of all of it, with 0 here */
+	uint32_t entries, flags;
+	uint64_t disk_size;
+	/* Of the image's file when it was closed (LIVE_CLOSED): a foreign writer shows. */
+	uint64_t image_size;
+	int64_t mtime_sec;
+	uint32_t mtime_nsec, zero;
+	uint64_t reserved;
+};
+
+enum live_entry_flags { LIVE_RECORDING = 1, LIVE_INCONSISTENT = 2 };
+enum live_area_kind { LIVE_DIRTY = 1 };
+
+struct live_entry_head {
+	uint64_t off, room;		/* of its area, multiples of 4096; 0, 0 when inconsistent */
+	uint64_t size;			/* bytes of the disk that it covers */
+	uint32_t flags;
+	uint8_t granularity_bits, kind;	/* one of an unknown kind is left alone */
+	uint16_t name_len;
+	uint64_t reserved;
+	/* The name, zeroes up to a multiple of 8. */
+};
+
+_Static_assert(sizeof(struct live_head) == 80, "as documented");
+_Static_assert(sizeof(struct live_table_head) == 64, "as documented");
+_Static_assert(sizeof(struct live_entry_head) == 40, "as documented");
+
+/* --- what an earlier process left --------------------------------------------------- */
+
+struct live_entry {
+	struct live_entry_head h;
+	char name[BITMAP_NAME_MAX + 1];
+};
+
+/* A file that was read and checked: every number in it is in its bounds. */
+struct live_found {
+	struct io_beside file;
+	struct live_head head;
+	struct live_table_head table;
+	bool same_boot;			/* the bits are exact; else marks are to be added */
+	struct live_entry *v;		/* table.entries of them, names are distinct */
+	struct live_marks *marks;	/* NULL: none */
+};
+
+/* Looks for the file of IMAGE.  0; -ENOENT; -EINVAL and others with the reason in WHY, which is
+ * a text for a log line: there is one that cannot be used.  SESSION: what it must
+ * belong to (NULL: any). */
+int live_find(struct io_file *image, const char *dir, enum live_kind kind, const uint8_t *session,
+	      struct live_found *f, const char **why);
+/* B (of the same granularity, clean) gets the bits of entry I.  *BUDGET: see store-int.h. */
+int live_found_bits(struct live_found *f, uint32_t i, struct bitmap *b, uint64_t *budget);
+/* The entry called NAME, or -1. */
+int64_t live_found_name(const struct live_found *f, const char *name);
+void live_found_end(struct live_found *f);	/* closes it; one of zeroes is fine */
+
+/* --- the file of the open image: node->live -------------------------------------------- */
+
+/* Makes the file, with all persistent bitmaps of N that are not inconsistent, durably, in
+ * the place of an older one.  SESSION (LIVE_SESSION bytes) binds it to what the caller
+ * writes into the image.  On failure nothing has changed. */
+int live_start(struct node *n, struct io_file *image, const char *dir, enum live_kind kind,
+	       const uint8_t *session, struct error *err);
+/* Ends it.  REMOVE: the bits are elsewhere; else the next process finds them.  Bitmaps keep
+ * their bits.  NULL is fine. */
+void live_end(struct node *n, bool remove);
+/* Raw, before live_end(n, false): all is durable, and nothing was marked since; the image's
+ * file had this size and time of last write. */
+int live_close_clean(struct node *n, uint64_t image_size, int64_t mtime_sec, uint32_t mtime_nsec);
+
+/* B's bits go into the file (0), or stay in memory (-errno).  May suspend. */
+int live_add(struct bitmap *b);
+/* B's entry goes from the file; durably with the next sync.  Before the bitmap is freed. */
+void live_drop(struct bitmap *b);
+/* Another, empty area.  B was cleared then; -errno: it was not.  May suspend. */
+int live_clear(struct bitmap *b);
+/* Room for SIZE bytes of disk.  May suspend. */
+int live_resize(struct bitmap *b, uint64_t size);
+/* A flag, a name or a size differs: writes the mapped table, unless it is held.  Does not
+ * suspend.  live NULL is fine. */
+void live_changed(struct node *n);
+void live_hold(struct node *n);
+void live_release(struct node *n);
+/* All that was changed before the call is durable when it returns.  May suspend. */
+int live_sync(struct node *n);
+
+/* --- regions (live-regions.c) -------------------------------------------------------------- */
+
+struct live_regions;
+
+/* Before a write of [off, off+len), whose bits are set already: its regions are marked
+ * durably when it returns.  May suspend. */
+void live_mark(struct live_regions *r, uint64_t off, uint64_t len);
+
+#endif
