@@ -52,6 +52,10 @@ int bitmap_resize(struct bitmap *b, uint64_t size);
 /* Sets the bits, and leaves alone what is known of zeroes (changes.h). */
 void bitmap_mark(struct bitmap *b, uint64_t off, uint64_t len);
 
+/* store-live.c: B is new and persistent; its bits survive a crash from now on, if they can.
+ * May suspend. */
+void store_protect(struct bitmap *b);
+
 /* store.c: may N's image hold one more persistent bitmap, called NAME? */
 int store_can_add(struct node *n, const char *name, unsigned granularity_bits,
 		  struct error *err);

@@ -20,6 +20,7 @@
 
 #include "bitmaps/bits.h"
 #include "bitmaps/changes.h"
+#include "bitmaps/live.h"
 
 #define PAGE 4096u
 
@@ -56,7 +57,9 @@ int bitmap_alloc_bits(struct bitmap *b)
 void bitmap_free_bits(struct bitmap *b)
 {
 	changes_drop(b);
-	if (b->bits)
+	if (b->bits && b->live)
+		io_beside_unmap(b->node->io, b->bits, b->bits_len);
+	else if (b->bits)
 		munmap(b->bits, b->bits_len);
 	b->bits = NULL;
 	b->bits_len = 0;
@@ -66,7 +69,9 @@ void bitmap_free_bits(struct bitmap *b)
 void bitmap_zero_bits(struct bitmap *b)
 {
 	changes_drop(b);
-	if (b->dirty)
+	if (b->live)
+		live_clear(b);
+	else if (b->dirty)
 		madvise(b->bits, b->bits_len, MADV_DONTNEED);
 	b->dirty = 0;
 }
@@ -82,7 +87,12 @@ int bitmap_resize(struct bitmap *b, uint64_t size)
 	changes_resize(b, granules);
 	if (b->bits && granules < bitmap_granules(b))
 		b->dirty -= bits_clear(b->bits, granules, bitmap_granules(b) - 1);
-	if (b->bits && len != b->bits_len) {
+	if (b->live) {
+		int rc = live_resize(b, size);
+
+		if (rc)
+			return rc;
+	} else if (b->bits && len != b->bits_len) {
 		p = mremap(b->bits, b->bits_len, len, MREMAP_MAYMOVE);
 		if (p == MAP_FAILED && len > b->bits_len)
 			return -ENOMEM;		/* growing: nothing was cleared */
@@ -91,9 +101,11 @@ int bitmap_resize(struct bitmap *b, uint64_t size)
 			b->bits_len = len;
 		}
 	}
-	if (b->size != size)
+	if (b->size != size) {
 		b->changed = true;
-	b->size = size;
+		b->size = size;
+		live_changed(b->node);
+	}
 	return 0;
 }
 
@@ -324,17 +336,35 @@ struct bitmap_backup *bitmap_save(const struct bitmap *b)
 	return s;
 }
 
+/* What it had is there again first, then what came is gone. */
+static void restore_live(struct bitmap *b, const struct bitmap_backup *s)
+{
+	bits_or(b->bits, s->bits, words(b));
+	for (uint64_t i = 0; i < words(b); i++)
+		if (b->bits[i] != s->bits[i])
+			b->bits[i] = s->bits[i];
+	changes_drop(b);
+	b->dirty = s->dirty;
+}
+
 void bitmap_restore(struct bitmap *b, struct bitmap_backup *s)
 {
 	assert(b->size == s->size);	/* the gates were closed all the time */
-	bitmap_free_bits(b);
-	b->bits = s->bits;
-	b->bits_len = s->bits_len;
+	if (b->live) {
+		restore_live(b, s);
+	} else {
+		bitmap_free_bits(b);
+		b->bits = s->bits;
+		b->bits_len = s->bits_len;
+		b->dirty = s->dirty;
+		s->bits = NULL;
+	}
 	b->changes = s->changes;
-	b->dirty = s->dirty;
 	b->enabled = s->enabled;
 	b->changed = s->changed;
-	free(s);
+	s->changes = NULL;
+	live_changed(b->node);
+	bitmap_backup_free(s);
 }
 
 void bitmap_backup_free(struct bitmap_backup *s)

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bitmaps/live.h"
 #include "common/bytes.h"
 #include "format/qcow2.h"
 
@@ -62,8 +63,14 @@ no_memory:
 
 void bitmap_free(struct bitmap *b)
 {
+	struct node *n = b->node;
+	bool was_live = b->live;
+
 	tracker_detach(b);
-	bitmap_free_bits(b);
+	live_drop(b);
+	if (was_live)
+		live_changed(n);
+	free(b->stored_name);
 	free(b->name);
 	free(b);
 }
@@ -72,7 +79,8 @@ void bitmap_set_inconsistent(struct bitmap *b)
 {
 	b->inconsistent = true;
 	b->enabled = false;
-	bitmap_free_bits(b);
+	live_drop(b);
+	live_changed(b->node);
 }
 
 static int check_name(struct node *n, const char *name, struct error *err)
@@ -108,7 +116,7 @@ static int check_room(struct node *n, const char *name, uint64_t granularity, st
 int bitmap_add(struct node *n, const char *name, uint64_t granularity, bool persistent,
 	       bool disabled, struct bitmap **out, struct error *err)
 {
-	struct bitmap *b;
+	struct bitmap *b = NULL;
 	int rc;
 
 	if (!granularity)
@@ -131,8 +139,11 @@ int bitmap_add(struct node *n, const char *name, uint64_t granularity, bool pers
 	if (rc < 0)
 		return rc;
 	b->persistent = persistent;
-	b->enabled = !disabled;
 	b->changed = true;		/* nothing of it is stored */
+	if (persistent)
+		store_protect(b);
+	b->enabled = !disabled;
+	live_changed(n);
 	if (out)
 		*out = b;
 	return 0;
@@ -182,8 +193,10 @@ int bitmap_unstore(struct bitmap *b, struct error *err)
 		rc = store_remove(b, err);
 		b->busy--;
 	}
-	if (rc == 0)
+	if (rc == 0) {
 		b->persistent = false;
+		live_let_go(b);
+	}
 	return rc;
 }
 
@@ -197,26 +210,6 @@ int bitmap_remove(struct bitmap *b, struct error *err)
 	if (rc < 0)
 		return rc;
 	bitmap_free(b);
-	return 0;
-}
-
-int bitmap_rename(struct bitmap *b, const char *name, struct error *err)
-{
-	char *copy;
-	int rc = strcmp(b->name, name) ? check_name(b->node, name, err) : 0;
-
-	if (rc < 0)
-		return rc;
-	copy = strdup(name);
-	if (!copy)
-		return error_set(err, -ENOMEM, "Out of memory");
-	free(b->name);
-	b->name = copy;
-	return 0;
-}
-
-int bitmaps_commit(struct node *n, struct error *err)
-{
 	return 0;
 }
 
@@ -239,7 +232,44 @@ int bitmap_set_enabled(struct bitmap *b, bool enabled, struct error *err)
 	if (rc < 0)
 		return rc;
 	b->enabled = enabled;
+	live_changed(b->node);
 	return 0;
+}
+
+int bitmap_rename(struct bitmap *b, const char *name, struct error *err)
+{
+	char *copy;
+	int rc = strcmp(b->name, name) ? check_name(b->node, name, err) : 0;
+
+	if (rc < 0)
+		return rc;
+	copy = strdup(name);
+	if (!copy)
+		return error_set(err, -ENOMEM, "Out of memory");
+	if (b->stored_name)
+		free(b->name);
+	else
+		b->stored_name = b->name;	/* until the close */
+	b->name = copy;
+	live_changed(b->node);
+	return 0;
+}
+
+void bitmaps_hold(struct node *n)
+{
+	live_hold(n);
+}
+
+void bitmaps_release(struct node *n)
+{
+	live_release(n);
+}
+
+int bitmaps_commit(struct node *n, struct error *err)
+{
+	int rc = live_sync(n);
+
+	return rc ? error_errno(err, rc, "Could not make the bitmaps of '%s' durable", n->name) : 0;
 }
 
 int bitmaps_resize(struct node *n, uint64_t size, struct error *err)

@@ -2,8 +2,7 @@
 /* bitmap: which granules of a node changed (QEMU's docs/interop/bitmaps).
  *
  * A bitmap belongs to a node and is touched on the node's loop only.  The bits
- * are one flat array (anonymous memory now; the crash log of a later issue maps
- * a file instead), one bit per granule, least significant bit first.  Counts
+ * are one flat array (anonymous memory, or a mapped file: live.h), one bit per granule, least significant bit first.  Counts
  * are 64 bits wide.
  *
  * A tap (tracker.c) on the node sets bits before each write is issued, of the
@@ -53,6 +52,9 @@ struct bitmap {
 	unsigned busy;			/* exports and jobs that hold it */
 	bool changed;			/* the bits differ from what is stored */
 	bool ended;			/* nobody wants it any more: goes when the gates close */
+	bool live;			/* bits are in a mapped file (live.h) … */
+	uint64_t live_off;		/* … from this byte on */
+	char *stored_name;		/* what the image calls it; owned; NULL: by its name */
 };
 
 /* QEMU's block-dirty-bitmap-add.  GRANULARITY in bytes; 0: the cluster size of a
@@ -73,7 +75,8 @@ enum bitmap_check { BITMAP_NOT_BUSY = 1, BITMAP_NOT_RO = 2, BITMAP_NOT_INCONSIST
 int bitmap_check(const struct bitmap *b, unsigned checks, struct error *err);
 
 /* Frees the bitmap.  A persistent one vanishes from the image first, durably (may
- * suspend; meanwhile it counts as busy); on an error it is still there. */
+ * suspend; meanwhile it counts as busy); on an error it is still there.  Until
+ * bitmaps_commit() a power loss may bring it back. */
 int bitmap_remove(struct bitmap *b, struct error *err);
 int bitmap_clear(struct bitmap *b, struct error *err);
 int bitmap_set_enabled(struct bitmap *b, bool enabled, struct error *err);
@@ -85,10 +88,11 @@ void bitmap_or(struct bitmap *dst, const struct bitmap *src);
 /* The first half of removing a persistent bitmap, for which the gates may be open: it
  * vanishes from the image, durably, and is in memory only from then on.  May suspend. */
 int bitmap_unstore(struct bitmap *b, struct error *err);
-/* "Bitmap already exists: x".  In the image with the next bitmaps_commit(). */
+/* "Bitmap already exists: x".  In the image with the next bitmaps_commit().  Does not suspend. */
 int bitmap_rename(struct bitmap *b, const char *name, struct error *err);
-/* What was done to the persistent bitmaps of N before the call outlives the process and
- * the machine when it returns.  May suspend. */
+/* What was done to the persistent bitmaps of N before the call outlives the process (it does
+ * so at once) and the machine when it returns, where that is possible at all: live.h.
+ * Before a client is told, with the gates open: it waits for storage. */
 int bitmaps_commit(struct node *n, struct error *err);
 
 /* A copy of the bits, the count and the enabled state, so that a transaction can
@@ -132,6 +136,14 @@ static inline uint64_t bitmap_dirty_bytes(const struct bitmap *b)
  * follow.  What is new is clean (it reads as zeroes in the older backup too).  All or
  * nothing: -EFBIG past the memory limit. */
 int bitmaps_resize(struct node *n, uint64_t size, struct error *err);
+
+/* What is changed between hold and release (they do not suspend) is there after a kill -9
+ * as a whole or not at all. */
+void bitmaps_hold(struct node *n);
+void bitmaps_release(struct node *n);
+/* Before the gates close: what the first persistent bitmap of N needs is made, so that
+ * bitmap_add() finds it there.  May suspend. */
+void bitmaps_expect(struct node *n);
 
 /* QEMU's BlockDirtyInfo of each bitmap of N as a JSON array (NULL when none),
  * and Qcow2BitmapInfo of the stored ones (reads storage: may suspend; NULL when

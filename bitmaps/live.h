@@ -50,7 +50,10 @@ struct live_head {
 	uint32_t crc;			/* of what is before it */
 };
 
-enum live_table_flags { LIVE_CLOSED = 1 };	/* raw: closed cleanly, nothing is marked */
+enum live_table_flags {
+	LIVE_CLOSED = 1,		/* raw: closed cleanly, nothing is marked */
+	LIVE_INCOMPLETE = 2,		/* there are bitmaps that found no room in the table */
+};
 
 /* At LIVE_HEAD + i * table_bytes: 0 and 1 are mapped, 2 and 3 durable. */
 struct live_table_head {
@@ -113,40 +116,58 @@ void live_found_end(struct live_found *f);	/* closes it; one of zeroes is fine *
 
 /* --- the file of the open image: node->live -------------------------------------------- */
 
-/* Makes the file, with all persistent bitmaps of N that are not inconsistent, durably, in
- * the place of an older one.  SESSION (LIVE_SESSION bytes) binds it to what the caller
- * writes into the image.  On failure nothing has changed. */
+/* Makes the file, with all persistent bitmaps of N, durably, in the place of an older one.
+ * SESSION (LIVE_SESSION bytes) binds it to what the caller writes into the image.  On
+ * failure N has none, and the bits are in memory. */
 int live_start(struct node *n, struct io_file *image, const char *dir, enum live_kind kind,
 	       const uint8_t *session, struct error *err);
 /* Ends it.  REMOVE: the bits are elsewhere; else the next process finds them.  Bitmaps keep
- * their bits.  NULL is fine. */
+ * their bits.  None is fine. */
 void live_end(struct node *n, bool remove);
-/* Raw, before live_end(n, false): all is durable, and nothing was marked since; the image's
- * file had this size and time of last write. */
+/* Raw, before live_end(n, false): all is durable, and nothing will be written; the image's
+ * file has this size and time of last write. */
 int live_close_clean(struct node *n, uint64_t image_size, int64_t mtime_sec, uint32_t mtime_nsec);
+/* All bits go to memory, then it ends. */
+void live_give_up(struct node *n);
+bool live_is_on(const struct node *n);
+/* B's bits survive a crash. */
+bool live_has(const struct bitmap *b);
+const uint8_t *live_session(const struct node *n);
 
-/* B's bits go into the file (0), or stay in memory (-errno).  May suspend. */
+/* B's bits go into the file (0), or stay in memory (-errno, with a warning).  May suspend. */
 int live_add(struct bitmap *b);
-/* B's entry goes from the file; durably with the next sync.  Before the bitmap is freed. */
+/* B's bits go out of it, into nothing: the bitmap is about to be freed, or inconsistent. */
 void live_drop(struct bitmap *b);
-/* Another, empty area.  B was cleared then; -errno: it was not.  May suspend. */
-int live_clear(struct bitmap *b);
-/* Room for SIZE bytes of disk.  May suspend. */
+/* B is not persistent any more: its bits go to memory. */
+void live_let_go(struct bitmap *b);
+/* B gets another, empty area; where there is no room for one, its bits leave the file.  May
+ * suspend. */
+void live_clear(struct bitmap *b);
+/* Room for SIZE bytes of disk (b->size is the caller's to set).  May suspend. */
 int live_resize(struct bitmap *b, uint64_t size);
 /* A flag, a name or a size differs: writes the mapped table, unless it is held.  Does not
- * suspend.  live NULL is fine. */
+ * suspend.  Without a file: nothing. */
 void live_changed(struct node *n);
 void live_hold(struct node *n);
 void live_release(struct node *n);
-/* All that was changed before the call is durable when it returns.  May suspend. */
+/* All that was changed before the call is durable when it returns.  May suspend.  Without a
+ * file: 0. */
 int live_sync(struct node *n);
-
-/* --- regions (live-regions.c) -------------------------------------------------------------- */
-
-struct live_regions;
+/* What the daemon does every few seconds: sync, and un-mark regions without a write
+ * since the last time.  May suspend. */
+void live_sweep(struct node *n);
+/* The node leaves its loop, and is on another one. */
+void live_leave(struct node *n);
+void live_moved(struct node *n);
 
 /* Before a write of [off, off+len), whose bits are set already: its regions are marked
  * durably when it returns.  May suspend. */
-void live_mark(struct live_regions *r, uint64_t off, uint64_t len);
+void live_mark(struct node *n, uint64_t off, uint64_t len);
+
+extern uint32_t live_table_bytes;	/* tests have small ones */
+/* For tests that prove that a wrong order is noticed; 0 otherwise.  1: regions are un-marked
+ * before the bits are durable.  2: regions are not marked.  3: a bitmap is cleared where
+ * it is, and areas are used again at once.  4: a durable table is written before the bits. */
+extern unsigned live_test_break_order;
 
 #endif

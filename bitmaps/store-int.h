@@ -49,6 +49,21 @@ int store_read_dir(struct node *n, struct qcow2_bitmap_ext *ext, struct director
 int store_write_flags(struct node *n, const struct qcow2_bitmap_ext *ext,
 		      const struct directory *d);
 
+/* The entry called NAME goes from the image, durably.  May suspend. */
+int store_remove_entry(struct node *n, const char *name, struct error *err);
+
+struct live_found;
+/* store-live.c.  What a process that died left beside the image; false: nothing that counts. */
+bool store_find_live(struct node *n, struct live_found *f);
+/* Whether E, which is in use, was removed or renamed in the session that F is of. */
+bool store_is_gone(const struct live_found *f, const struct dir_entry *e);
+/* Bitmaps that only F knows are added; entries of D that it does not know are taken out. */
+void store_add_found(struct node *n, struct live_found *f, uint64_t *budget);
+void store_drop_unknown(struct node *n, struct live_found *f, const struct directory *d);
+/* From here on the bits of N's persistent bitmaps survive a crash, if they can.  An error
+ * only when the image could name bits that are not true. */
+int store_begin_live(struct node *n, struct live_found *f, struct error *err);
+
 /* node_bitmap_hooks.load */
 int store_load(struct node *n, struct error *err);
 

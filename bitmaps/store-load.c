@@ -22,6 +22,7 @@
  * open fails: better no disk now than a backup that misses blocks.
  */
 
+#include "bitmaps/live.h"
 #include "bitmaps/store-int.h"
 
 #include <errno.h>
@@ -83,29 +84,41 @@ static unsigned shown_granularity_bits(const struct dir_entry *e)
 /* Why the bitmap of E cannot be used, or NULL with *B loaded.  B is NULL when it
  * cannot be shown either. */
 static const char *load_usable(struct node *n, const struct dir_entry *e, uint64_t *budget,
-			       struct bitmap **b)
+			       struct live_found *f, struct bitmap **b)
 {
 	const char *why = dir_entry_problem(e);
+	int64_t i = -1;
 
 	if (why)
 		return why;
-	if (e->flags & DIR_IN_USE)
-		return "it was in use when the image was last closed, or its owner died";
+	if (e->flags & DIR_IN_USE) {
+		i = f->file.f ? live_found_name(f, e->name) : -1;
+		if (i < 0 || f->v[i].h.flags & LIVE_INCONSISTENT ||
+		    f->v[i].h.granularity_bits != e->granularity_bits)
+			return "it was in use when the image was last closed, or its owner died";
+	}
 	if (bitmap_data_bytes(n->size, e->granularity_bits) > BITMAP_BYTES_MAX)
 		return "it needs too much memory";
 	if (bitmap_new(n, e->name, e->granularity_bits, false, b, NULL) < 0)
 		return "out of memory";
-	if (store_load_bits(*b, e, budget, &why) == 0)
+	if (i >= 0) {
+		why = "its live bits cannot be read";
+		if (live_found_bits(f, (uint32_t)i, *b, budget) == 0)
+			return NULL;
+	} else if (store_load_bits(*b, e, budget, &why) == 0) {
 		return NULL;
+	}
 	bitmap_set_inconsistent(*b);
 	return why;
 }
 
 /* Whether the bitmap of E can be trusted; if not, why. */
-static const char *load_one(struct node *n, const struct dir_entry *e, uint64_t *budget)
+static const char *load_one(struct node *n, const struct dir_entry *e, uint64_t *budget,
+			    struct live_found *f)
 {
 	struct bitmap *b = NULL;
-	const char *why = load_usable(n, e, budget, &b);
+	const char *why = load_usable(n, e, budget, f, &b);
+	int64_t i;
 
 	if (!b && e->name[0])
 		bitmap_new(n, e->name, shown_granularity_bits(e), true, &b, NULL);
@@ -117,12 +130,14 @@ static const char *load_one(struct node *n, const struct dir_entry *e, uint64_t 
 		bitmap_set_inconsistent(b);
 	else
 		b->enabled = e->flags & DIR_AUTO;
+	i = !why && e->flags & DIR_IN_USE ? live_found_name(f, e->name) : -1;
+	if (i >= 0)
+		b->enabled = f->v[i].h.flags & LIVE_RECORDING;
 	return why;
 }
 
-static void load_all(struct node *n, const struct directory *d)
+static void load_all(struct node *n, const struct directory *d, struct live_found *f, uint64_t *budget)
 {
-	uint64_t budget = LOAD_BYTES_MAX;
 	unsigned bad = 0;
 
 	for (uint32_t i = 0; i < d->n; i++) {
@@ -130,7 +145,9 @@ static void load_all(struct node *n, const struct directory *d)
 		const char *why;
 
 		dir_get(d, i, &e);
-		why = load_one(n, &e, &budget);
+		if (e.flags & DIR_IN_USE && store_is_gone(f, &e))
+			continue;
+		why = load_one(n, &e, budget, f);
 		if (why && bad++ < WARNINGS_MAX)
 			log_warning("bitmap is inconsistent and can only be removed: %s image=%s "
 				    "bitmap=%s", why, n->filename ? n->filename : "", e.name);
@@ -176,20 +193,55 @@ static int give_up(struct node *n, const struct qcow2_bitmap_ext *ext, int why,
 	return n->read_only ? 0 : qcow2_bitmap_ext_set(n, NULL, err);
 }
 
-int store_load(struct node *n, struct error *err)
+static int load_dir(struct node *n, struct live_found *f, struct directory *d, struct error *err)
+{
+	struct error reason = ERROR_INIT;
+	uint64_t budget = LOAD_BYTES_MAX;
+	struct qcow2_bitmap_ext ext;
+	int rc = store_read_dir(n, &ext, d, &reason);
+
+	if (rc < 0 && rc != -ENOENT)
+		rc = give_up(n, &ext, rc, &reason, err);
+	else if (!rc)
+		load_all(n, d, f, &budget);
+	if (rc && rc != -ENOENT)
+		return rc;
+	store_add_found(n, f, &budget);
+	return 0;
+}
+
+/* Live first: if we die between the two, the entries are good. */
+static int begin_writing(struct node *n, struct live_found *f, struct error *err)
 {
 	struct error reason = ERROR_INIT;
 	struct qcow2_bitmap_ext ext;
 	struct directory d;
-	int rc = store_read_dir(n, &ext, &d, &reason);
+	int rc = store_begin_live(n, f, err);
 
-	if (rc == -ENOENT)
-		return 0;
-	if (rc < 0)
-		return give_up(n, &ext, rc, &reason, err);
-	load_all(n, &d);
-	if (!n->read_only)
-		rc = mark_in_use(n, &ext, &d, err);
+	if (rc)
+		return rc;
+	rc = store_read_dir(n, &ext, &d, &reason);
+	if (rc)
+		return rc == -ENOENT ? 0 : error_set(err, rc, "Cannot read the bitmap directory of '%s': %s",
+						     n->name, reason.text);
+	rc = mark_in_use(n, &ext, &d, err);
 	dir_free(&d);
+	return rc;
+}
+
+int store_load(struct node *n, struct error *err)
+{
+	struct live_found found = { 0 };
+	struct directory d = { 0 };
+	int rc;
+
+	store_find_live(n, &found);
+	rc = load_dir(n, &found, &d, err);
+	if (!rc && !n->read_only)
+		store_drop_unknown(n, &found, &d);
+	if (!rc && !n->read_only)
+		rc = begin_writing(n, &found, err);
+	dir_free(&d);
+	live_found_end(&found);
 	return rc;
 }

@@ -26,6 +26,7 @@
  * could not even be parsed is not referred to any more (store-load.c).
  */
 
+#include "bitmaps/live.h"
 #include "bitmaps/store-int.h"
 
 #include <errno.h>
@@ -217,6 +218,24 @@ static struct bitmap **list_stored(struct node *n, uint32_t *count)
 	return v;
 }
 
+/* The entry called NAME goes, if there is one, and its clusters do. */
+static int take_out(struct change *c, const char *name)
+{
+	int64_t i = dir_find(&c->dir, name, 0);
+	struct dir_entry e;
+	int rc;
+
+	if (i < 0)
+		return 0;
+	dir_get(&c->dir, (uint32_t)i, &e);
+	rc = change_frees(c, &e);
+	if (rc)
+		return rc;
+	dir_delete(&c->dir, (uint32_t)i);
+	c->rest_differs = true;
+	return 0;
+}
+
 static int store_all(struct change *c, struct bitmap *const *v, uint32_t count,
 		     struct error *err)
 {
@@ -224,6 +243,8 @@ static int store_all(struct change *c, struct bitmap *const *v, uint32_t count,
 	int64_t i;
 	int rc = 0;
 
+	for (uint32_t k = 0; k < count && rc == 0; k++)
+		rc = v[k]->stored_name ? take_out(c, v[k]->stored_name) : 0;
 	for (uint32_t k = 0; k < count && rc == 0; k++) {
 		i = dir_find(&c->dir, v[k]->name, hint);
 		if (i >= 0)
@@ -234,8 +255,11 @@ static int store_all(struct change *c, struct bitmap *const *v, uint32_t count,
 		store_runs_undo(c->n, &c->fresh);
 	else
 		rc = change_commit(c, err);
-	for (uint32_t k = 0; k < count && rc == 0; k++)
+	for (uint32_t k = 0; k < count && rc == 0; k++) {
 		v[k]->changed = false;
+		free(v[k]->stored_name);
+		v[k]->stored_name = NULL;
+	}
 	return rc;
 }
 
@@ -263,24 +287,15 @@ static int store_store(struct node *n, struct error *err)
 	return rc;
 }
 
-static int remove_entry(struct node *n, const char *name, struct error *err)
+int store_remove_entry(struct node *n, const char *name, struct error *err)
 {
-	struct dir_entry e;
 	struct change c;
-	int64_t i;
 	int rc = change_begin(&c, n, err);
 
-	if (rc == 0) {
-		i = dir_find(&c.dir, name, 0);
-		if (i >= 0) {
-			dir_get(&c.dir, (uint32_t)i, &e);
-			dir_delete(&c.dir, (uint32_t)i);
-			c.rest_differs = true;
-			rc = change_frees(&c, &e);
-			if (rc == 0)
-				rc = change_commit(&c, err);
-		}
-	}
+	if (rc == 0)
+		rc = take_out(&c, name);
+	if (rc == 0)
+		rc = change_commit(&c, err);
 	change_end(&c);
 	return rc;
 }
@@ -291,7 +306,7 @@ int store_remove(struct bitmap *b, struct error *err)
 	int rc;
 
 	co_mutex_lock(&t->storing);
-	rc = remove_entry(b->node, b->name, err);
+	rc = store_remove_entry(b->node, b->stored_name ? b->stored_name : b->name, err);
 	co_mutex_unlock(&t->storing);
 	return rc;
 }
@@ -341,6 +356,7 @@ int store_can_add(struct node *n, const char *name, unsigned granularity_bits,
 
 static void store_drop(struct node *n)
 {
+	live_end(n, false);		/* the open failed */
 	while (n->bitmaps)
 		bitmap_free(n->bitmaps);
 }
@@ -373,6 +389,9 @@ void bitmaps_init(void)
 		.drop = store_drop,
 		.may_forget = store_may_forget,
 		.forget = store_forget,
+		.closed = live_end,
+		.leave = live_leave,
+		.moved = live_moved,
 	};
 
 	node_bitmap_hooks = &hooks;

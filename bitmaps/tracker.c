@@ -16,6 +16,7 @@
 #include <stdlib.h>
 
 #include "bitmaps/changes.h"
+#include "bitmaps/live.h"
 #include "common/log.h"
 
 static bool follow_growth(struct bitmap *b)
@@ -43,6 +44,7 @@ static void forget_zeroes(struct bitmap *b, const struct tap_request *rq)
 static void tracker_before(struct tap *t, const struct tap_request *rq)
 {
 	struct tracker *tr = (struct tracker *)t;
+	bool live = false;
 
 	for (struct bitmap *b = tr->node->bitmaps; b; b = b->next) {
 		if (!b->enabled) {
@@ -56,9 +58,12 @@ static void tracker_before(struct tap *t, const struct tap_request *rq)
 			bitmap_set(b, rq->off, rq->len);
 		else
 			bitmap_mark(b, rq->off, rq->len);
+		live |= b->live;
 	}
 	if (rq->kind != TAP_WRITE)
 		changes_before(tr->node, rq);
+	if (live && tr->node->live)
+		live_mark(tr->node, rq->off, rq->len);
 }
 
 static void tracker_after(struct tap *t, const struct tap_request *rq, int rc)

@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "common/io-mapped.h"
+#include "common/io-beside.h"
 #include "common/io-sys.h"
 
 static void block_sleep(struct io *io, uint64_t ns)
@@ -98,6 +98,7 @@ static const struct io_ops block_ops = {
 	.mapped_make = io_sys_mapped_make,
 	.mapped_read = io_sys_mapped_read,
 	.mapped_end = io_sys_mapped_end,
+	.beside = io_sys_beside,
 };
 
 struct io *io_blocking(void)

@@ -4,7 +4,7 @@
  * The directory may be a stranger's: the last component is never followed when it
  * is a link, and a file that somebody else made is neither mapped nor believed.
  */
-#include "common/io-mapped.h"
+#include "common/io-beside.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -50,8 +50,9 @@ int io_sys_identity(struct io_file *f, struct io_identity *id)
 	return boot_id(id->boot);
 }
 
-/* "/a/b/image" -> "/a/b/.image.crash-log" */
-static int path_beside(struct io_file *f, const struct io_identity *id, char *path, size_t max)
+/* "/a/b/image" -> "/a/b/.image.SUFFIX" */
+static int path_beside(struct io_file *f, const struct io_identity *id, const char *suffix,
+		       char *path, size_t max)
 {
 	char link[64], image[PATH_MAX];
 	char *name;
@@ -67,24 +68,29 @@ static int path_beside(struct io_file *f, const struct io_identity *id, char *pa
 	if (image[0] != '/' || f->is_block_device)
 		return -ENOTSUP;	/* a file without a name; a directory that is the kernel's */
 	*name++ = 0;
-	if (strlen(name) + sizeof(".") - 1 + sizeof(".crash-log") - 1 <= NAME_MAX)
-		len = snprintf(path, max, "%s/.%s.crash-log", image, name);
+	if (strlen(name) + strlen(suffix) + sizeof("...new") - 1 <= NAME_MAX)
+		len = snprintf(path, max, "%s/.%s.%s", image, name, suffix);
 	else
-		len = snprintf(path, max, "%s/.crash-log-%llx-%llx", image,
+		len = snprintf(path, max, "%s/.%s-%llx-%llx", image, suffix,
 			       (unsigned long long)id->dev, (unsigned long long)id->ino);
 	return len < 0 || (size_t)len >= max ? -ENAMETOOLONG : 0;
 }
 
-static int path_of(struct io_file *f, const char *dir, char *path, size_t max)
+int io_sys_path_beside(struct io_file *f, const char *dir, const char *suffix, char *path, size_t max)
 {
 	struct io_identity id;
 	int rc = io_sys_identity(f, &id), len;
 
 	if (rc || !dir)
-		return rc ? rc : path_beside(f, &id, path, max);
-	len = snprintf(path, max, "%s/crash-log-%llx-%llx", dir, (unsigned long long)id.dev,
+		return rc ? rc : path_beside(f, &id, suffix, path, max);
+	len = snprintf(path, max, "%s/%s-%llx-%llx", dir, suffix, (unsigned long long)id.dev,
 		       (unsigned long long)id.ino);
 	return len < 0 || (size_t)len >= max ? -ENAMETOOLONG : 0;
+}
+
+static int path_of(struct io_file *f, const char *dir, char *path, size_t max)
+{
+	return io_sys_path_beside(f, dir, "crash-log", path, max);
 }
 
 /* All blocks of [0, len), as zeroes, whatever the file system can do. */

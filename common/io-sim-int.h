@@ -6,7 +6,7 @@
 #define MERINO_IO_SIM_INT_H
 
 #include "common/co.h"
-#include "common/io-mapped.h"
+#include "common/io-beside.h"
 #include "common/io-sim-store.h"
 #include "common/io-sim.h"
 
@@ -50,11 +50,21 @@ struct sim_mapped {
 	bool removed;
 };
 
+/* A piece of a file that is mapped.  What the process stores is noticed before each
+ * operation, as an unsynced write of the sectors that differ from LAST. */
+struct sim_map {
+	struct sim_map *next;
+	struct sim_file *file;		/* NULL: its process is dead */
+	uint8_t *mem, *last;
+	uint64_t off, len;
+};
+
 struct io_sim {
 	struct io io;			/* first */
 	struct sched sched;
 	struct sim_file *files;
 	struct sim_mapped *mapped;
+	struct sim_map *maps;
 	struct sim_req *pending;	/* in no order */
 	uint64_t n_pending;		/* without sleepers */
 	uint64_t open_files;
@@ -84,6 +94,17 @@ void sim_mapped_clone(struct io_sim *to, const struct io_sim *from);
 void sim_mapped_die(struct io_sim *sim);
 void sim_mapped_revive(struct io_sim *sim);
 void sim_mapped_free(struct io_sim *sim);
+
+/* io-sim-beside.c */
+void sim_beside(struct io_beside_job *j);
+void sim_maps_notice(struct io_sim *sim);
+void sim_maps_die(struct io_sim *sim);
+void sim_maps_free(struct io_sim *sim);
+
+/* io-sim-table.c */
+struct io_file *sim_handle_new(struct io_sim *sim, struct sim_file *file, unsigned flags);
+struct sim_file *sim_file_find(const struct io_sim *sim, const char *path);
+struct sim_file *sim_file_create(struct io_sim *sim, const char *path);
 
 /* Executes R, now or, in a coroutine, when its turn comes.  Its result. */
 ssize_t sim_submit(struct io_sim *sim, struct sim_req *r);

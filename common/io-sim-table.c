@@ -112,7 +112,7 @@ static void sim_sleep(struct io *io, uint64_t ns)
 	sim_submit(sim_of(io), &(struct sim_req){ .kind = SIM_SLEEP, .deadline = sim_of(io)->now + ns });
 }
 
-static struct sim_file *file_find(const struct io_sim *sim, const char *path)
+struct sim_file *sim_file_find(const struct io_sim *sim, const char *path)
 {
 	struct sim_file *f = sim->files;
 
@@ -121,7 +121,7 @@ static struct sim_file *file_find(const struct io_sim *sim, const char *path)
 	return f;
 }
 
-static struct sim_file *file_create(struct io_sim *sim, const char *path)
+struct sim_file *sim_file_create(struct io_sim *sim, const char *path)
 {
 	struct sim_file *f = sim_file_new(path);
 
@@ -130,20 +130,35 @@ static struct sim_file *file_create(struct io_sim *sim, const char *path)
 	return f;
 }
 
+struct io_file *sim_handle_new(struct io_sim *sim, struct sim_file *file, unsigned flags)
+{
+	struct sim_handle *h = calloc(1, sizeof(*h));
+
+	if (!h)
+		abort();
+	h->file = file;
+	h->life = sim->life;
+	h->f = (struct io_file){ .io = &sim->io, .fd = -1, .refs = 1,
+				 .align = flags & IO_DIRECT ? SIM_SECTOR : 1,
+				 .writable = flags & IO_RDWR, .direct = flags & IO_DIRECT, .sim = h };
+	sim->open_files++;
+	return &h->f;
+}
+
 static struct io_file *sim_open(struct io *io, const char *path, unsigned flags, struct error *err)
 {
 	struct io_sim *sim = sim_of(io);
 	static unsigned unnamed;
 	char name[64];
 	struct sim_file *file;
-	struct sim_handle *h;
+	struct io_file *f;
 	int rc = 0;
 
 	if (flags & IO_UNNAMED) {
 		snprintf(name, sizeof(name), "#unnamed%u", unnamed++);
 		path = name;
 	}
-	file = file_find(sim, path);
+	file = sim_file_find(sim, path);
 
 	if (sim->dead)
 		rc = -EIO;
@@ -155,17 +170,10 @@ static struct io_file *sim_open(struct io *io, const char *path, unsigned flags,
 		error_errno(err, rc, "Could not open '%s'", path);
 		return NULL;
 	}
-	h = calloc(1, sizeof(*h));
-	if (!h)
-		abort();
-	h->file = file ? file : file_create(sim, path);
-	h->life = sim->life;
-	h->f = (struct io_file){ .io = io, .fd = -1, .refs = 1, .align = flags & IO_DIRECT ? SIM_SECTOR : 1,
-				 .writable = flags & IO_RDWR, .direct = flags & IO_DIRECT, .sim = h };
-	sim->open_files++;
+	f = sim_handle_new(sim, file ? file : sim_file_create(sim, path), flags);
 	if (file && (flags & IO_CREATE))
-		sim_truncate(&h->f, 0);
-	return &h->f;
+		sim_truncate(f, 0);
+	return f;
 }
 
 static void sim_close(struct io_file *f)
@@ -215,6 +223,7 @@ const struct io_ops sim_ops = {
 	.mapped_make = sim_mapped_make,
 	.mapped_read = sim_mapped_read,
 	.mapped_end = sim_mapped_end,
+	.beside = sim_beside,
 };
 
 /* --- real files --- */

@@ -126,6 +126,8 @@ static void die(struct io_sim *sim)
 {
 	if (sim->dead)
 		return;
+	sim_maps_notice(sim);
+	sim_maps_die(sim);
 	sim->dead = true;
 	sim_mapped_die(sim);
 	if (sim->trace)
@@ -194,6 +196,7 @@ static ssize_t execute(struct io_sim *sim, struct sim_req *r)
 		return 0;
 	if (sim->dead)
 		return -EIO;
+	sim_maps_notice(sim);
 	rc = fault_for(sim, r);
 	trace(sim, r, rc ? "fault" : "");
 	if (rc) {
@@ -217,6 +220,7 @@ static ssize_t execute(struct io_sim *sim, struct sim_req *r)
 
 ssize_t sim_submit(struct io_sim *sim, struct sim_req *r)
 {
+	sim_maps_notice(sim);
 	r->began = sim->seq;
 	r->co = co_self();
 	if (sim->dead && r->kind != SIM_SLEEP)
@@ -260,6 +264,7 @@ void io_sim_free(struct io_sim *sim)
 		sim->files = next;
 	}
 	sim_mapped_free(sim);
+	sim_maps_free(sim);
 	free(sim);
 }
 

@@ -14,7 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "common/io-mapped.h"
+#include "common/io-beside.h"
 #include "common/extents.h"
 #include "common/io-sys.h"
 #include "common/loop-int.h"
@@ -212,6 +212,19 @@ static int uring_mapped_read(struct io_file *f, const char *dir, size_t len, uin
 static void uring_mapped_end(struct io_mapped *m, bool remove)
 {
 	mapped_job((struct mapped_job){ .call = CALL_END, .m = m, .remove = remove });
+}
+
+static void beside_job_run(void *arg)
+{
+	io_sys_beside(arg);
+}
+
+static void uring_beside(struct io_beside_job *j)
+{
+	if (j->call == BESIDE_MAP || j->call == BESIDE_UNMAP)
+		io_sys_beside(j);	/* no I/O */
+	else
+		loop_work(beside_job_run, j);
 }
 
 /* -- reads ------------------------------------------------------------------ */
@@ -506,5 +519,6 @@ const struct io_ops io_uring_ops = {
 	.mapped_make = uring_mapped_make,
 	.mapped_read = uring_mapped_read,
 	.mapped_end = uring_mapped_end,
+	.beside = uring_beside,
 	.cancel = uring_cancel,
 };

@@ -24,6 +24,7 @@ struct io;
 struct extents;
 struct io_identity;
 struct io_mapped;
+struct io_beside_job;
 
 enum io_open_flags {
 	IO_RDWR = 1,		/* else read only */
@@ -81,6 +82,7 @@ struct io_ops {
 			   struct error *err);
 	int (*mapped_read)(struct io_file *f, const char *dir, size_t len, uint8_t **data);
 	void (*mapped_end)(struct io_mapped *m, bool remove);
+	void (*beside)(struct io_beside_job *j);	/* See io-beside.h. */
 	void (*cancel)(struct io *io, int fd);
 };
 

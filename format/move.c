@@ -128,9 +128,12 @@ static void leave_on_loop(void *arg)
 	if (!m->rc)
 		m->rc = check(m);
 	pthread_mutex_unlock(&g->lock);
-	for (unsigned i = 0; i < m->n && !m->rc; i++)
+	for (unsigned i = 0; i < m->n && !m->rc; i++) {
 		if (m->v[i]->driver->leave)
 			m->v[i]->driver->leave(m->v[i]);
+		if (node_bitmap_hooks && node_bitmap_hooks->leave)
+			node_bitmap_hooks->leave(m->v[i]);
+	}
 	for (unsigned i = 0; i < m->n && !m->rc; i++) {
 		m->v[i]->loop = m->to;
 		m->v[i]->io = loop_io(m->to);
@@ -141,9 +144,12 @@ static void arrive_on_loop(void *arg)
 {
 	struct move *m = arg;
 
-	for (unsigned i = 0; i < m->n; i++)
+	for (unsigned i = 0; i < m->n; i++) {
 		if (m->v[i]->driver->moved)
 			m->v[i]->driver->moved(m->v[i]);
+		if (node_bitmap_hooks && node_bitmap_hooks->moved)
+			node_bitmap_hooks->moved(m->v[i]);
+	}
 }
 
 int node_move(struct node *n, struct loop *to, struct error *err)

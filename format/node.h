@@ -25,6 +25,7 @@ struct json_object;
 struct loop;
 struct node;
 struct bitmap;
+struct live;
 
 #define NODE_NAME_MAX 31	/* bytes, as in QEMU */
 #define NODE_CHAIN_MAX 100	/* nodes below one another: the stack's limit */
@@ -194,6 +195,7 @@ struct node {
 	struct tap_request *passing;	/* requests under way, where there are taps; the newest first */
 	struct gate gate;		/* used when the node is the root of a disk */
 	struct bitmap *bitmaps;		/* owned by bitmaps/ */
+	struct live *live;		/* owned by bitmaps/: the file that their bits are in */
 	struct node *next;		/* in graph->nodes */
 };
 
@@ -352,6 +354,11 @@ struct node_bitmap_hooks {
 	 * frees them; load brings them back. */
 	int (*may_forget)(struct node *n, struct error *err);
 	void (*forget)(struct node *n);
+	/* After the close.  STORED: the image has them, and says so. */
+	void (*closed)(struct node *n, bool stored);
+	/* As the driver's. */
+	void (*leave)(struct node *n);
+	void (*moved)(struct node *n);
 };
 extern const struct node_bitmap_hooks *node_bitmap_hooks;
 

@@ -46,6 +46,14 @@ static bool has_place(const struct qcow2 *s)
 	return f && (s->log_dir || !f->is_block_device);
 }
 
+struct io_file *qcow2_live_place(struct node *n, const char **dir)
+{
+	struct qcow2 *s = qcow2_of(n);
+
+	*dir = s->log_dir;
+	return s->h.version < 3 || s->log_mode == CRASHLOG_OFF || !has_place(s) ? NULL : node_storage(s->file);
+}
+
 static int random_bytes(uint8_t *p, size_t len)
 {
 	ssize_t n;
@@ -155,6 +163,8 @@ int crashlog_end(struct qcow2 *s, bool clean)
 	if (clean && s->begun) {
 		s->h.autoclear &= ~(uint64_t)QCOW2_OPEN;
 		qcow2_ext_drop(&s->h, QCOW2_EXT_OPEN);
+		if (s->live_ends)
+			qcow2_live_drop(s);
 		rc = qcow2_header_write(s);
 	}
 	drop_log(s, clean && !rc);

@@ -274,3 +274,33 @@ int qcow2_bitmap_ext_set(struct node *n, const struct qcow2_bitmap_ext *ext, str
 	s->h.autoclear &= ~(uint64_t)QCOW2_BITMAPS;	/* whatever got there is not to be trusted */
 	return error_errno(err, rc, "Could not update the header of '%s'", qcow2_name(s));
 }
+
+bool qcow2_live_get(struct node *n, uint8_t id[16])
+{
+	struct qcow2_header *h = &qcow2_of(n)->h;
+	const struct qcow2_ext *e = qcow2_ext_find(h, QCOW2_EXT_LIVE);
+
+	if (!e || e->len != 16 || !(h->autoclear & QCOW2_LIVE))
+		return false;
+	memcpy(id, e->data, 16);
+	return true;
+}
+
+int qcow2_live_set(struct node *n, const uint8_t *id, struct error *err)
+{
+	struct qcow2 *s = qcow2_of(n);
+	int rc = id ? qcow2_ext_put(&s->h, QCOW2_EXT_LIVE, id, 16) : 0;
+
+	if (!id)
+		qcow2_live_drop(s);
+	else if (!rc && !qcow2_header_has_room(s))
+		rc = -ENOSPC;
+	else if (!rc)
+		s->h.autoclear |= QCOW2_LIVE;
+	if (!rc)
+		rc = qcow2_header_write(s);
+	if (!rc)
+		return 0;
+	qcow2_live_drop(s);
+	return error_errno(err, rc, "Could not update the header of '%s'", qcow2_name(s));
+}

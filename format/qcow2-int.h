@@ -73,6 +73,7 @@ enum qcow2_incompatible { QCOW2_DIRTY = 1, QCOW2_CORRUPT = 2, QCOW2_DATA_FILE = 
 enum qcow2_compatible { QCOW2_LAZY_REFCOUNTS = 1 };
 enum qcow2_autoclear { QCOW2_BITMAPS = 1, QCOW2_RAW_DATA_FILE = 2 };
 #define QCOW2_OPEN		(1ull << 61)	/* autoclear: Merino has it open; qcow2-crashlog.h */
+#define QCOW2_LIVE		(1ull << 60)	/* autoclear: the bits of its bitmaps are beside it */
 
 enum qcow2_ext_type {
 	QCOW2_EXT_END = 0,
@@ -82,6 +83,7 @@ enum qcow2_ext_type {
 	QCOW2_EXT_CRYPTO = 0x0537be77,
 	QCOW2_EXT_DATA_FILE = 0x44415441,
 	QCOW2_EXT_OPEN = 0x4d524e4f,	/* "MRNO" */
+	QCOW2_EXT_LIVE = 0x4d524e42,	/* "MRNB": 16 bytes, the session of bitmaps/live.h */
 };
 
 /* Byte offsets of the header's fields. */
@@ -247,6 +249,7 @@ struct qcow2 {
 	struct co_mutex alloc_lock;	/* new refcount blocks and a new refcount table */
 	bool begun;			/* the header says that the image is open */
 	struct crashlog *log;		/* NULL: none is written */
+	bool live_ends;			/* the header shall not name a session any more */
 	int log_mode;			/* enum crashlog_mode */
 	char *log_dir;			/* NULL: beside the image */
 	uint64_t free_hint;		/* no cluster below is free (cluster number) */
@@ -319,6 +322,13 @@ bool qcow2_header_has_room(const struct qcow2 *s);
 struct qcow2_ext *qcow2_ext_find(struct qcow2_header *h, uint32_t type);
 int qcow2_ext_put(struct qcow2_header *h, uint32_t type, const void *data, uint32_t len);
 void qcow2_ext_drop(struct qcow2_header *h, uint32_t type);
+
+/* In memory: the header names no session of live bitmaps. */
+static inline void qcow2_live_drop(struct qcow2 *s)
+{
+	s->h.autoclear &= ~(uint64_t)QCOW2_LIVE;
+	qcow2_ext_drop(&s->h, QCOW2_EXT_LIVE);
+}
 
 /* qcow2-backing.c */
 int qcow2_open_backing(struct qcow2 *s, struct json_object *opts, struct error *err);

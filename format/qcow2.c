@@ -200,6 +200,10 @@ static void clear_unknown_bits(struct qcow2 *s)
 		known = 0;
 	if (s->has_data_file)
 		known |= QCOW2_RAW_DATA_FILE;
+	if (node_bitmap_hooks && qcow2_ext_find(&s->h, QCOW2_EXT_LIVE) && s->h.autoclear & QCOW2_LIVE)
+		known |= QCOW2_LIVE;
+	else
+		qcow2_ext_drop(&s->h, QCOW2_EXT_LIVE);
 	s->h.autoclear &= known;
 }
 
@@ -322,12 +326,16 @@ static void qcow2_close(struct node *n)
 
 	qcow2_flush_idle(s);
 	if (!n->read_only && !s->corrupt) {
-		if (node_bitmap_hooks && node_bitmap_hooks->store && node_bitmap_hooks->store(n, &err))
+		s->live_ends = !node_bitmap_hooks || !node_bitmap_hooks->store ||
+			       !node_bitmap_hooks->store(n, &err);
+		if (!s->live_ends)
 			log_error("bitmaps could not be stored: image=%s error=%s", qcow2_name(s), err.text);
 		rc = qcow2_flush_clean(s);
 	}
 	if (!n->read_only)
 		rc = crashlog_end(s, !rc && !s->corrupt) ?: rc;
+	if (node_bitmap_hooks && node_bitmap_hooks->closed)
+		node_bitmap_hooks->closed(n, s->live_ends && !rc && !s->corrupt);
 	if (rc && !n->graph->close_rc)
 		n->graph->close_rc = rc;
 	if (rc)

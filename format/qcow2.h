@@ -77,6 +77,15 @@ int qcow2_check(struct node *n, struct qcow2_check *out, struct error *err);
  * format.  What is open below the node stays as it is. */
 int qcow2_relink(struct node *n, const char *name, const char *format, struct error *err);
 
+/* The session of live bitmaps (bitmaps/live.h) that the header names, and that nobody wrote
+ * without; false: none. */
+bool qcow2_live_get(struct node *n, uint8_t id[16]);
+/* Has the header name it, or none (NULL), durably.  -ENOSPC: there is no room. */
+int qcow2_live_set(struct node *n, const uint8_t *id, struct error *err);
+/* The image's file, and the directory that was given (or NULL), when something may be kept
+ * beside it; NULL: version 2, crash-log=off, a device without crash-log-dir, not a file. */
+struct io_file *qcow2_live_place(struct node *n, const char **dir);
+
 uint32_t qcow2_cluster_size(const struct node *n);
 /* COUNT adjacent clusters with refcount 1: offset in the file, or -errno. */
 int64_t qcow2_alloc_clusters(struct node *n, uint64_t count);

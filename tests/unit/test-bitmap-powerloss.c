@@ -41,6 +41,7 @@ struct run {
 	struct { uint64_t off, len; } issued[32];	/* writes that may be on storage */
 	unsigned n_issued;
 	unsigned new_since;		/* first of them that "new" must know; UINT32_MAX: none */
+	bool faults;			/* storage failed */
 	bool removed;			/* "gone" was removed, and we were told so */
 };
 
@@ -118,6 +119,8 @@ static void second_life(struct run *r)
 		node_flush(r->node);
 		b = bitmap_find(r->node, "gone", &err);
 		r->removed = b && bitmap_remove(b, &err) == 0;
+		bitmaps_commit(r->node, &err);
+		r->removed = r->removed && !io_sim_dead(r->sim);
 		r->new_since = r->n_issued;
 		add(r, "new", false);
 		wr(r, 3 << 20, 200000);
@@ -127,13 +130,17 @@ static void second_life(struct run *r)
 		close_disk(r);
 }
 
-static void expect_covers(const struct run *r, const struct bitmap *b, unsigned from)
+/* What is there of the writes from number FROM on is dirty.  One that was issued when the
+ * machine died may have waited for its mark: then nothing of it is there. */
+static void expect_covers(const struct run *r, struct node *n, const struct bitmap *b, unsigned from)
 {
-	for (unsigned i = from; i < r->n_issued; i++) {
-		uint64_t end = r->issued[i].off + r->issued[i].len;
+	static uint8_t disk[SIZE];
 
-		assert_int_equal(bitmap_next_clean(b, r->issued[i].off, end), end);
-	}
+	assert_int_equal(node_read(n, disk, 0, SIZE), 0);
+	for (unsigned i = from; i < r->n_issued; i++)
+		for (uint64_t at = r->issued[i].off; at < r->issued[i].off + r->issued[i].len; at++)
+			if (disk[at] == i + 1 && !bitmap_get(b, at))
+				fail_msg("%s lacks write %u at %llu", b->name, i, (unsigned long long)at);
 }
 
 static bool trusted(const struct bitmap *b)
@@ -146,22 +153,23 @@ static void check_bitmaps(const struct run *r, struct node *n)
 	struct bitmap *keep = bitmap_find(n, "keep", NULL), *old = bitmap_find(n, "old", NULL);
 	struct bitmap *gone = bitmap_find(n, "gone", NULL), *new = bitmap_find(n, "new", NULL);
 
-	assert_non_null(keep);
-	assert_non_null(old);
+	/* What a failed fsync lost and the page cache still shows may be the directory's own. */
+	assert_true(keep || r->faults);
+	assert_true(old || r->faults);
 	if (trusted(keep))
-		expect_covers(r, keep, 0);
+		expect_covers(r, n, keep, 0);
 	if (trusted(old)) {
 		assert_false(old->enabled);
 		assert_int_equal(old->dirty, 587);
-		expect_covers(r, old, r->n_issued);
+		expect_covers(r, n, old, r->n_issued);
 		assert_int_equal(bitmap_next_dirty(old, 0, SIZE), 512);
 	}
 	if (r->removed)
 		assert_null(gone);
 	if (trusted(gone))
-		expect_covers(r, gone, 0);
+		expect_covers(r, n, gone, 0);
 	if (trusted(new))
-		expect_covers(r, new, r->new_since);
+		expect_covers(r, n, new, r->new_since);
 }
 
 static void check_image(struct io_sim *sim, bool with_qemu)
@@ -186,7 +194,7 @@ static void check_image(struct io_sim *sim, bool with_qemu)
 
 static void check_state(const struct run *r, uint64_t style, bool with_qemu)
 {
-	struct run after = { .sim = io_sim_clone(r->sim) };
+	struct run after = { .sim = io_sim_clone(r->sim), .faults = r->faults };
 
 	io_sim_power_loss(after.sim, style);
 	check_image(after.sim, with_qemu);
@@ -251,6 +259,7 @@ static void test_failures(void **state)
 		struct run r = first;
 
 		r.new_since = UINT32_MAX;
+		r.faults = true;
 		r.sim = io_sim_clone(first.sim);
 		io_sim_power_loss(r.sim, 1);
 		io_sim_fail(r.sim, IO_SIM_WRITE | IO_SIM_FSYNC, n, n % 2 ? 5 : 28);
