@@ -234,18 +234,15 @@ static int set_node(struct setting *s)
 	return s->rc;
 }
 
-static int set_drive(struct export *e, struct json_object *value, struct error *err)
+int command_set_drive(struct export *e, const char *value, struct error *err)
 {
 	struct setting s = { .export = e, .err = err };
 	char name[sizeof(e->node_name)];
 	int rc;
 
-	if (!json_object_is_type(value, json_type_string))
-		return error_set(err, -EINVAL, "Invalid parameter type for 'drive', expected: string");
-	s.node = command_node_find(json_object_get_string(value));
+	s.node = command_node_find(value);
 	if (!s.node)
-		return error_set(err, -ENOENT, "Cannot find device='' nor node-name='%s'",
-				 json_object_get_string(value));
+		return error_set(err, -ENOENT, "Cannot find device='' nor node-name='%s'", value);
 	if (e->writable && s.node->read_only && !s.node->wants_write) {
 		command_node_unref(s.node);
 		return error_set(err, -EROFS, "Block node is read-only");
@@ -264,8 +261,19 @@ static int set_drive(struct export *e, struct json_object *value, struct error *
 	return rc;
 }
 
+int command_set_drive_of(const char *device, const char *value, struct error *err)
+{
+	struct where w = { .export = device_of(device, strlen(device)) };
+	int rc = w.export ? 0 : find(device, &w, err);
+
+	if (!rc && !w.export)
+		rc = error_set_class(err, ERROR_DEVICE_NOT_FOUND, -ENOENT, "Device '%s' not found", device);
+	return rc ? rc : command_set_drive(w.export, value, err);
+}
+
 COMMAND(command_qom_set)
 {
+	struct json_object *value = json_object_object_get(args, "value");
 	const char *name = qmp_str(args, "property");
 	struct where w;
 	int rc = find(qmp_str(args, "path"), &w, err);
@@ -274,5 +282,7 @@ COMMAND(command_qom_set)
 		return rc;
 	if (!w.export || strcmp(name, "drive"))
 		return no_property(&w, name, err);
-	return set_drive(w.export, json_object_object_get(args, "value"), err);
+	if (!json_object_is_type(value, json_type_string))
+		return error_set(err, -EINVAL, "Invalid parameter type for 'drive', expected: string");
+	return command_set_drive(w.export, json_object_get_string(value), err);
 }

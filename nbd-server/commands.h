@@ -77,6 +77,12 @@ COMMAND(command_query_checkpoints);
 COMMAND(command_qom_list);
 COMMAND(command_qom_get);
 COMMAND(command_qom_set);
+struct export;
+/* The export, or the device that it is (its id, or its path), has the node VALUE from now on. */
+int command_set_drive(struct export *e, const char *value, struct error *err);
+int command_set_drive_of(const char *device, const char *value, struct error *err);
+/* commands-replace.c */
+COMMAND(command_blockdev_replace);
 /* commands-machine.c */
 COMMAND(command_query_status);
 COMMAND(command_query_name);
@@ -134,6 +140,7 @@ extern const struct qmp_arg args_blockdev_create[];
 extern const struct qmp_arg args_qom_list[];
 extern const struct qmp_arg args_qom_get[];
 extern const struct qmp_arg args_qom_set[];
+extern const struct qmp_arg args_blockdev_replace[];
 extern const struct qmp_arg args_nbd_server_start[];
 extern const struct qmp_arg args_blockdev_add[];
 extern const struct qmp_arg args_flat_address[];

@@ -19,6 +19,7 @@ enum effect {
 	CLEAR,				/* all listeners, all exports */
 	ACTIVE,				/* blockdev-set-active */
 	MOVE,				/* qom-set of an export's drive: another node */
+	EXCHANGE,			/* blockdev-replace: the same, or a child of a node */
 };
 
 /* Every command that changes what is kept.  Not kept: jobs, bitmaps that are not
@@ -39,6 +40,7 @@ static const struct recorded {
 	{ "block-export-add", ADD, STATE_EXPORT },
 	{ "block-export-del", REMOVE, STATE_EXPORT },
 	{ "qom-set", MOVE, STATE_EXPORT },
+	{ "blockdev-replace", EXCHANGE, STATE_EXPORT },
 };
 
 #define N_RECORDED (sizeof(recorded) / sizeof(recorded[0]))
@@ -351,25 +353,62 @@ static char *export_of_path(const char *path)
 }
 
 /* Clients go on to know it by the same name. */
+static int export_has_node(struct json_object *graph, const char *id, const char *node, struct error *err)
+{
+	int at = id ? state_find(graph, STATE_EXPORT, id) : -1, rc = 0;
+	struct json_object *now;
+
+	if (at < 0 || !node)
+		return 0;
+	now = opts_copy(state_entry_args(json_object_array_get_idx(graph, (size_t)at)));
+	if (now && !string_in(now, "name"))
+		json_object_object_add(now, "name", json_object_new_string(string_in(now, "node-name")));
+	if (now)
+		json_object_object_add(now, "node-name", json_object_new_string(node));
+	if (!now || state_put(graph, STATE_EXPORT, id, now))
+		rc = error_set(err, -ENOMEM, "Out of memory");
+	json_object_put(now);
+	return rc;
+}
+
 static int change_move(struct json_object *graph, struct json_object *args, struct error *err)
 {
 	char *id = export_of_path(string_in(args, "path"));
-	int at = id ? state_find(graph, STATE_EXPORT, id) : -1, rc = 0;
-	const char *node = string_in(args, "value");
+	int rc = export_has_node(graph, id, string_in(args, "value"), err);
+
+	free(id);
+	return rc;
+}
+
+static int node_has_child(struct json_object *graph, const char *node, const char *key, const char *child,
+			  struct error *err)
+{
+	int at = node ? state_find(graph, STATE_NODE, node) : -1, rc = 0;
 	struct json_object *now;
 
-	if (at >= 0 && node) {
-		now = opts_copy(state_entry_args(json_object_array_get_idx(graph, (size_t)at)));
-		if (now && !string_in(now, "name"))
-			json_object_object_add(now, "name",
-					       json_object_new_string(string_in(now, "node-name")));
-		if (now)
-			json_object_object_add(now, "node-name", json_object_new_string(node));
-		if (!now || state_put(graph, STATE_EXPORT, id, now))
-			rc = error_set(err, -ENOMEM, "Out of memory");
-		json_object_put(now);
-	}
-	free(id);
+	if (at < 0 || !key || !child)
+		return 0;
+	now = opts_copy(state_entry_args(json_object_array_get_idx(graph, (size_t)at)));
+	if (now)
+		json_object_object_add(now, key, json_object_new_string(child));
+	if (!now || state_put(graph, STATE_NODE, node, now))
+		rc = error_set(err, -ENOMEM, "Out of memory");
+	json_object_put(now);
+	return rc;
+}
+
+static int change_exchange(struct json_object *graph, struct json_object *args, struct error *err)
+{
+	const char *qdev = string_in(args, "qdev-id"), *id = string_in(args, "export-id");
+	const char *with = string_in(args, "new-child");
+	char *of_path = qdev && qdev[0] == '/' ? export_of_path(qdev) : NULL;
+	int rc;
+
+	if (string_in(args, "node-name"))
+		rc = node_has_child(graph, string_in(args, "node-name"), string_in(args, "child"), with, err);
+	else
+		rc = export_has_node(graph, of_path ? of_path : qdev ? qdev : id, with, err);
+	free(of_path);
 	return rc;
 }
 
@@ -390,6 +429,8 @@ static int change(const struct recorded *r, struct json_object *args, struct sta
 		return 0;
 	case MOVE:
 		return change_move(c->next, args, err);
+	case EXCHANGE:
+		return change_exchange(c->next, args, err);
 	}
 	return 0;
 }

@@ -245,6 +245,40 @@ def test_what_is_refused(daemon, tmp, more, text):
     assert kind == "GenericError" and text in desc
 
 
+@pytest.mark.parametrize("parent", [{"parent-type": "qdev", "qdev-id": "e"}, {"parent-type": "qdev", "qdev-id": PATH},
+                                    {"parent-type": "export", "export-id": "e"}])
+def test_put_in_and_taken_away_by_blockdev_replace(rig, image, parent):
+    rig.target()
+    rig.add({"driver": "copy-before-write", "node-name": "cbw", "file": "disk", "target": "target"})
+    rig.cmd("blockdev-replace", parent | {"new-child": "cbw"})
+    assert rig.d.qmp.cmd("query-block-exports")[0]["node-name"] == "cbw"
+    rig.show()
+    overwrite(rig.guest)
+    tools.compare(copied(rig), image[2], "raw", "raw")
+    rig.cmd("block-export-del", {"id": "s", "mode": "hard"})
+    rig.cmd("blockdev-del", {"node-name": "snap"})
+    rig.cmd("blockdev-replace", parent | {"new-child": "disk"})
+    rig.cmd("blockdev-del", {"node-name": "cbw"})
+    rig.guest.pwrite(b"after", 0)
+
+
+def test_blockdev_replace_of_a_nodes_child(daemon, tmp):
+    rig = Rig(daemon, tools.create(tmp / "d.raw", str(SIZE), "raw"), "raw", tmp)
+    tools.create(tmp / "other.raw", str(SIZE), "raw")
+    rig.add({"driver": "file", "node-name": "other", "filename": str(tmp / "other.raw")})
+    rig.guest.pwrite(b"one", 0)
+    rig.cmd("blockdev-replace", {"parent-type": "driver", "node-name": "disk", "child": "file", "new-child": "other"})
+    assert rig.guest.pread(3, 0) == bytes(3)
+    rig.guest.pwrite(b"two", 0)
+    assert (tmp / "other.raw").read_bytes()[:3] == b"two" and (tmp / "d.raw").read_bytes()[:3] == b"one"
+    for more, text in [({"parent-type": "driver", "node-name": "disk", "child": "nope"}, "does not have a child 'nope'"),
+                       ({"parent-type": "driver", "node-name": "disk"}, "Parameter 'child' is missing"),
+                       ({"parent-type": "export", "export-id": "nope"}, "Export 'nope' is not found"),
+                       ({"parent-type": "qdev", "qdev-id": "nope"}, "Device 'nope' not found"),
+                       ({"parent-type": "qdev", "qdev-id": "e", "child": "file"}, "Parameter 'child' is unexpected")]:
+        assert text in rig.d.qmp.error("blockdev-replace", more | {"new-child": "other"})[1]
+
+
 def test_snapshot_of_no_filter(daemon, tmp):
     rig = Rig(daemon, tools.create(tmp / "d.raw", str(SIZE), "raw"), "raw", tmp)
     _, desc = rig.d.qmp.error("blockdev-add", {"driver": "snapshot-access", "node-name": "s", "file": "disk"})
