@@ -103,6 +103,8 @@ int cmdline_sandbox(struct cmdline *c, struct error *err)
 {
 	int rc = c->pidfile ? sandbox_allow_parent(c->pidfile, ALLOW_REMOVE, err) : 0;
 
+	if (!rc && c->fleece_dir)
+		rc = sandbox_allow(c->fleece_dir, ALLOW_READ | ALLOW_WRITE, err);
 	if (!rc && c->state.dir)
 		rc = sandbox_allow(c->state.dir, ALLOW_READ | ALLOW_WRITE, err);
 	for (unsigned i = 0; i < c->n_settings && !rc; i++) {

@@ -17,6 +17,7 @@
 #include "common/keyval.h"
 #include "common/log.h"
 #include "common/options.h"
+#include "common/size.h"
 #include "format/node.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/describe.h"
@@ -79,6 +80,21 @@ static void take_send_timeout(struct cmdline *c, const char *text)
 	if (*text < '0' || *text > '9' || *end || n > 86400)
 		cmdline_refuse("--send-timeout", "must be a number of seconds, up to 86400");
 	nbd_server_send_timeout = (unsigned)n;
+}
+
+static void take_fleece_max(struct cmdline *c, const char *text)
+{
+	struct error err = ERROR_INIT;
+
+	if (size_parse(text, &c->fleece_max, &err))
+		cmdline_refuse("--fleece-max", err.text);
+}
+
+static void take_fleece_dir(struct cmdline *c, const char *text)
+{
+	if (text[0] != '/')
+		cmdline_refuse("--fleece-dir", "must be an absolute path");
+	c->fleece_dir = text;
 }
 
 static void take_state(struct cmdline *c, const char *text)
@@ -212,6 +228,10 @@ const struct option_def cmdline_options[] = {
 	  .take = take_state_skip, .member = "state-skip" },
 	{ "allow-dir", 0, "DIR", "open no file outside of this directory, or of others given so",
 	  .take = cmdline_take_allow_dir, .member = "allow-dirs", .list = true },
+	{ "fleece-dir", 0, "DIR", "where backups keep what guests overwrite meanwhile; default\n"
+	  "beside the image", .take = take_fleece_dir, .member = "fleece-dir" },
+	{ "fleece-max", 0, "SIZE", "how much of that one disk's backup may keep; default no limit",
+	  .take = take_fleece_max, .member = "fleece-max" },
 	{ "user", 0, "NAME|UID[:GROUP|GID]", "become this user when everything is open",
 	  .take = cmdline_take_user, .member = "user" },
 	{ "sandbox", 0, "on|off", "filter system calls, and mind --allow-dir; default on",

@@ -16,6 +16,8 @@ struct json_object;
 struct cmdline {
 	bool daemonize;
 	const char *pidfile;		/* NULL: none */
+	const char *fleece_dir;		/* NULL: beside the image */
+	uint64_t fleece_max;		/* bytes of one log; 0: no limit */
 	unsigned loops;			/* threads for disks */
 	struct sandbox sandbox;
 	struct state_options state;

@@ -206,6 +206,7 @@ int main(int argc, char **argv)
 	graph_init(&the_daemon.graph);
 	bitmaps_init();
 	views_init();
+	view_defaults(cmdline.fleece_dir, cmdline.fleece_max);
 	register_classes();
 	events_init();
 	commands_job_init();
