@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backup/checkpoint.h"
 #include "backup/copier.h"
 #include "backup/view-node.h"
 #include "backup/view.h"
@@ -293,6 +294,8 @@ static int check_bitmap(struct backup *b, struct error *err)
 	b->bitmap = bitmap_find(b->source, b->bitmap_name, NULL);
 	if (!b->bitmap)
 		return no_bitmap(b, err);
+	if (b->o.bitmap_mode != BACKUP_NEVER && checkpoint_guard(b->bitmap->name, err))
+		return -EPERM;
 	return bitmap_check(b->bitmap, checks, err);
 }
 

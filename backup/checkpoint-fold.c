@@ -73,8 +73,8 @@ static int hand_down(struct epoch *into, const struct epoch *x, bool newest, str
 	return bitmap_rename(into->bitmap, name, err);
 }
 
-/* One change on storage: a crash leaves all of it or nothing. */
-static int fold(struct node *n, struct epochs *e, int i, struct error *err)
+/* Until it is gone from the image there is a bitmap too many, which does no harm. */
+static int fold(struct epochs *e, int i, struct error *err)
 {
 	struct bitmap *b = e->v[i].bitmap;
 	int into = older(e, i), rc = 0;
@@ -82,7 +82,9 @@ static int fold(struct node *n, struct epochs *e, int i, struct error *err)
 	/* One that lacks something is of no use, and stays so. */
 	if (into >= 0 && epochs_cover(e, into, NULL))
 		rc = hand_down(&e->v[into], &e->v[i], i == epochs_newest(e), err);
-	return rc ? rc : bitmap_remove(b, err);
+	if (!rc)
+		b->ended = true;
+	return rc;
 }
 
 int checkpoint_fold(struct node *n, const char *name, struct error *err)
@@ -95,54 +97,70 @@ int checkpoint_fold(struct node *n, const char *name, struct error *err)
 		rc = check_fold(n, &e, i, err);
 	}
 	if (!rc)
-		rc = fold(n, &e, i, err);
+		rc = fold(&e, i, err);
 	epochs_free(&e);
 	return rc;
 }
 
 /* -- left behind, of no use -------------------------------------------------------- */
 
-static int end_one(struct bitmap *b, struct error *err)
+static void mark_leftovers(struct epochs *e, bool useless_too)
 {
-	int rc = bitmap_unstore(b, err);
+	unsigned useless = useless_too ? epochs_useless(e) : 0;
 
-	if (rc)
-		return rc;
-	b->ended = true;
-	b->enabled = false;
-	return 0;
+	for (unsigned i = 0; i < e->n; i++) {
+		struct bitmap *b = e->v[i].bitmap;
+
+		if (!b->busy && !b->read_only &&
+		    (e->v[i].label.state == CHECKPOINT_PENDING || i < useless))
+			b->ended = true;
+	}
 }
 
-static unsigned count_ended(const struct node *n)
+/* The oldest first: what makes older ones useless goes after them. */
+static struct bitmap *next_ended(struct node *n)
 {
-	unsigned count = 0;
+	struct bitmap *oldest = NULL;
+	struct label l, first;
 
-	for (struct bitmap *b = n->bitmaps; b; b = b->next)
-		count += b->ended;
-	return count;
+	for (struct bitmap *b = n->bitmaps; b; b = b->next) {
+		if (!b->ended || !b->persistent || !label_parse(b->name, &l))
+			continue;
+		if (!oldest || l.first < first.first) {
+			oldest = b;
+			first = l;
+		}
+	}
+	return oldest;
+}
+
+/* What was handed down is durable before what it was handed down from goes. */
+static int unstore_ended(struct node *n, struct error *err)
+{
+	struct bitmap *b = next_ended(n);
+	int rc = b ? bitmaps_commit(n, err) : 0;
+
+	if (!b)
+		return 0;
+	while (!rc && (b = next_ended(n)))
+		rc = bitmap_unstore(b, err);
+	return rc ? rc : bitmaps_commit(n, err);
 }
 
 int checkpoint_end_leftovers(struct node *n, bool useless_too, unsigned *count,
 			     struct error *err)
 {
 	struct epochs e;
-	unsigned useless;
 	int rc = epochs_list(n, &e, err);
 
 	*count = 0;
 	if (rc)
 		return rc;
-	/* The oldest first: what makes older ones useless goes after them. */
-	useless = useless_too ? epochs_useless(&e) : 0;
-	for (unsigned i = 0; i < e.n && !rc; i++) {
-		struct bitmap *b = e.v[i].bitmap;
-
-		if (!b->busy && !b->read_only &&
-		    (e.v[i].label.state == CHECKPOINT_PENDING || i < useless))
-			rc = end_one(b, err);
-	}
+	mark_leftovers(&e, useless_too);
 	epochs_free(&e);
-	*count = count_ended(n);
+	rc = unstore_ended(n, err);
+	for (struct bitmap *b = n->bitmaps; b; b = b->next)
+		*count += b->ended && !b->persistent;
 	return rc;
 }
 
@@ -150,7 +168,7 @@ void checkpoint_drop_ended(struct node *n)
 {
 	for (struct bitmap *b = n->bitmaps, *next; b; b = next) {
 		next = b->next;
-		if (b->ended)
+		if (b->ended && !b->persistent)
 			bitmap_remove(b, NULL);
 	}
 }

@@ -124,3 +124,12 @@ void label_format(const struct label *l, char *buf)
 		 prefix, states[l->state], l->first, l->last, l->time, l->group, l->disks,
 		 l->name);
 }
+
+int checkpoint_guard(const char *bitmap, struct error *err)
+{
+	struct label l;
+
+	if (!label_parse(bitmap, &l))
+		return 0;
+	return error_set(err, -EPERM, "Bitmap '%s' belongs to checkpoint '%s'", bitmap, l.name);
+}

@@ -63,6 +63,8 @@ bool label_parse(const char *bitmap, struct label *l);
 void label_format(const struct label *l, char *buf);
 const char *checkpoint_state_name(enum checkpoint_state s);
 int checkpoint_name_check(const char *name, struct error *err);
+/* Nobody else may say what is in a checkpoint's bitmap: refuses its name. */
+int checkpoint_guard(const char *bitmap, struct error *err);
 
 /* -- the epochs of a node (checkpoint-epochs.c) ----------------------------------- */
 
@@ -149,8 +151,8 @@ void checkpoint_disk_release(struct checkpoint_disk *d);
 
 /* May the checkpoint NAME of N be deleted now?  -ENOENT: N has none. */
 int checkpoint_may_fold(struct node *n, const char *name, struct error *err);
-/* Deletes it: what changed in its epoch is the older one's from now on.  The gates above
- * are closed. */
+/* What changed in its epoch is the older one's from now on; it goes with
+ * checkpoint_end_leftovers().  The gates above are closed. */
 int checkpoint_fold(struct node *n, const char *name, struct error *err);
 /* Ends what is pending and not busy: left by a process that died, or by a disk whose part
  * was given up; and what is of no use any more.  It is gone from the image when this

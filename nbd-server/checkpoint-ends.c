@@ -221,21 +221,16 @@ static int may_fold(struct node *n, void *arg, struct error *err)
 	return rc;
 }
 
-static int fold_commit(struct action *a, struct error *err)
+static int fold_apply(struct action *a, struct error *err)
 {
 	return checkpoint_fold(a->node, a->own, err);
-}
-
-static int commit_bitmaps(struct node *n, void *arg, struct error *err)
-{
-	return bitmaps_commit(n, err);
 }
 
 /* V: what is to be done on each node of NODES that has the checkpoint. */
 static int plan_folds(struct node **nodes, unsigned n, const char *name, struct action *v,
 		      unsigned *n_actions, struct error *err)
 {
-	static const struct verb verb = { .name = "checkpoint-delete", .commit = fold_commit };
+	static const struct verb verb = { .name = "checkpoint-delete", .apply = fold_apply };
 	struct folding f = { name, false };
 
 	for (unsigned i = 0; i < n; i++) {
@@ -253,21 +248,30 @@ static int plan_folds(struct node **nodes, unsigned n, const char *name, struct 
 	return f.found ? 0 : error_set(err, -ENOENT, "Checkpoint '%s' not found", name);
 }
 
+static void drop_actions(struct action *v, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		command_node_unref(v[i].node);
+}
+
+/* At one instant for all disks; then what was deleted goes from the images. */
 static int run_folds(struct action *v, unsigned n, struct error *err)
 {
-	struct node **nodes = calloc(n + 1, sizeof(*nodes));
-	int rc = nodes ? 0 : error_set(err, -ENOMEM, "Out of memory");
+	struct checkpoint_part *parts = calloc(n + 1, sizeof(*parts));
+	struct checkpoint c = { .parts = parts, .n = n };
+	int rc = parts ? 0 : error_set(err, -ENOMEM, "Out of memory");
 
-	for (unsigned i = 0; i < n && nodes; i++)
-		nodes[i] = node_ref(v[i].node);
-	if (!rc)
+	for (unsigned i = 0; i < n && !rc; i++)
+		parts[i].disk.node = node_ref(v[i].node);
+	if (rc)
+		drop_actions(v, n);
+	else
 		rc = transaction_run(v, n, err);
-	for (unsigned i = 0; i < n && nodes; i++) {
-		if (!rc)
-			rc = command_node_call(nodes[i], commit_bitmaps, NULL, err);
-		command_node_unref(nodes[i]);
-	}
-	free(nodes);
+	if (!rc)
+		rc = checkpoint_end_leftovers_of(&c, false, err);
+	for (unsigned i = 0; i < n && parts; i++)
+		command_node_unref(parts[i].disk.node);
+	free(parts);
 	return rc;
 }
 
@@ -285,8 +289,7 @@ int checkpoint_delete(const char *name, struct error *err)
 	if (!rc)
 		rc = run_folds(v, n_actions, err);
 	else
-		for (unsigned i = 0; i < n_actions; i++)
-			command_node_unref(v[i].node);
+		drop_actions(v, n_actions);
 	for (unsigned i = 0; i < n && nodes; i++)
 		command_node_unref(nodes[i]);
 	free(nodes);

@@ -12,6 +12,7 @@
 
 #include <json-c/json.h>
 
+#include "backup/checkpoint.h"
 #include "bitmaps/bitmap.h"
 #include "format/node.h"
 #include "nbd-server/commands-backup.h"
@@ -68,6 +69,8 @@ static int add_apply(struct action *a, struct error *err)
 					 "Granularity must be power of 2 and at least %u",
 					 BITMAP_GRANULARITY_MIN);
 	}
+	if (checkpoint_guard(qmp_str(a->data, "name"), err))
+		return -EPERM;
 	return bitmap_add(a->node, qmp_str(a->data, "name"), (uint64_t)granularity,
 			  qmp_bool(a->data, "persistent", false),
 			  qmp_bool(a->data, "disabled", false), &a->bitmap, err);
@@ -128,6 +131,8 @@ static int clear_apply(struct action *a, struct error *err)
 	int rc = find_bitmap(a, "name", err);
 
 	if (!rc)
+		rc = checkpoint_guard(a->bitmap->name, err);
+	if (!rc)
 		rc = bitmap_check(a->bitmap, BITMAP_CHECK_DEFAULT, err);
 	if (!rc)
 		rc = keep_bits(a, err);
@@ -170,6 +175,8 @@ static int set_enabled(struct action *a, bool enabled, struct error *err)
 {
 	int rc = find_bitmap(a, "name", err);
 
+	if (!rc)
+		rc = checkpoint_guard(a->bitmap->name, err);
 	if (rc)
 		return rc;
 	a->was_enabled = a->bitmap->enabled;

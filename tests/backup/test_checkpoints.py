@@ -509,6 +509,15 @@ def test_in_use_while_pending(two):
     end(two, "c1")
 
 
+def test_bitmaps_are_ours(two):
+    """Nobody forgets what changed by accident."""
+    end(two, begin(two, "a", "c1")["id"])
+    name, = [b["name"] for n in two.qmp.cmd("query-named-block-nodes") for b in n.get("dirty-bitmaps", [])]
+    for verb in "clear", "disable", "enable":
+        refused(two, f"block-dirty-bitmap-{verb}", {"node": "a", "name": name}, "belongs to checkpoint 'c1'")
+    refused(two, "block-dirty-bitmap-add", {"node": "b", "name": name}, "belongs to checkpoint 'c1'")
+
+
 def test_export_removed_by_hand(two):
     """Its checkpoint is still pending, and can be ended."""
     begin(two, "a", "c1")

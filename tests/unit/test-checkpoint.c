@@ -218,6 +218,7 @@ static void delete_one(struct world *w)
 	inconsistent = bitmap_of(w, i)->inconsistent;
 	allowed = (!inconsistent || !i) && !(w->disk.epoch && i == w->n - 1);
 	assert_int_equal(!checkpoint_fold(&w->node, w->v[i].name, &err), allowed);
+	end_leftovers(w, false);
 	if (allowed)
 		forget(w, i);
 }
