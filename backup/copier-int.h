@@ -94,6 +94,7 @@ struct copier {
 		uint64_t base_ns;	/* how long a request takes without us; 0: not known */
 		uint64_t probed_ns;	/* when that was last found out */
 		bool probing;
+		uint64_t piece;		/* bytes of a request */
 		uint64_t room;		/* bytes that may be in flight */
 	} manners;
 
@@ -145,6 +146,16 @@ void copier_idle(struct copier *c, uint64_t ns);
 void copier_make_room(struct copier *c);
 /* The longest request for data at present, bytes. */
 uint64_t copier_piece(const struct copier *c);
+/* Around each request for data: how long it takes says how long the next ones may be. */
+struct copier_watch {
+	uint64_t begun;
+	unsigned turn;
+};
+static inline struct copier_watch copier_watch(void)
+{
+	return (struct copier_watch){ .begun = loop_now(), .turn = loop_self() ? loop_turn() : 0 };
+}
+void copier_took(struct copier *c, struct copier_watch *w, uint64_t len, bool is_read);
 
 /* Whether the workers should end: the job is cancelled or to be paused, something failed. */
 bool copier_should_stop(const struct copier *c);

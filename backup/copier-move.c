@@ -61,11 +61,15 @@ static void put_on_loop(void *arg)
 
 static int put(struct copier *c, struct put p)
 {
+	struct copier_watch w = copier_watch();
+
 	p.target = c->o.target;
 	if (p.target->loop)
 		loop_call(p.target->loop, put_on_loop, &p);
 	else
 		put_on_loop(&p);
+	if (p.buf)
+		copier_took(c, &w, p.len, false);
 	return p.rc;
 }
 
@@ -123,12 +127,14 @@ static int put_zeroes(struct copier *c, uint64_t off, uint64_t *len)
 
 static int get(struct copier *c, void *buf, uint64_t off, uint64_t len)
 {
+	struct copier_watch w = copier_watch();
 	struct node *n = c->o.source;
 	int rc;
 
 	gate_enter(&n->gate);
 	rc = c->o.view ? view_read(c->o.view, buf, off, len) : node_read(n, buf, off, len);
 	gate_leave(&n->gate);
+	copier_took(c, &w, len, true);
 	return rc;
 }
 
