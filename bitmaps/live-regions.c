@@ -218,8 +218,12 @@ static void mark_slow(struct live *l, uint64_t off, uint64_t len)
 void live_mark(struct node *n, uint64_t off, uint64_t len)
 {
 	struct live *l = n->live;
-	uint64_t first = off >> l->regions->bits, last = (off + len - 1) >> l->regions->bits;
+	uint64_t first, last;
 
+	if (__builtin_expect(!l->regions, 0))
+		return;			/* it is being made */
+	first = off >> l->regions->bits;
+	last = (off + len - 1) >> l->regions->bits;
 	if (__builtin_expect(first == last && first < REGIONS_MAX && bits_test(l->regions->hot, first), 1))
 		return;
 	if (len && !l->failed && live_test_break_order != 2)

@@ -512,7 +512,10 @@ static int make(struct live *l, const char *dir)
 	rc = sync_now(l);
 	if (!rc)
 		rc = io_beside_keep(&l->file);
-	return rc ? rc : regions_start(l, &l->regions);
+	if (!rc)
+		rc = regions_start(l, &l->regions);
+	/* Writes that came meanwhile found nothing to mark. */
+	return rc ? rc : io_fsync(l->file.f);
 }
 
 static void free_live(struct live *l, bool remove)

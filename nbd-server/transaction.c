@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "bitmaps/bitmap.h"
 #include "common/io.h"
 #include "common/loop.h"
 #include "format/node.h"
@@ -250,6 +251,31 @@ static int commit_all(struct action *v, unsigned n, struct error *err)
 	return 0;
 }
 
+/* -- bitmaps on storage ----------------------------------------------------------- */
+
+static void hold_on_loop(void *arg)
+{
+	bitmaps_hold(((struct action *)arg)->node);
+}
+
+static void release_on_loop(void *arg)
+{
+	bitmaps_release(((struct action *)arg)->node);
+}
+
+static void make_durable_on_loop(void *arg)
+{
+	bitmaps_commit(((struct action *)arg)->node, NULL);	/* what fails is in the log */
+}
+
+/* FN for each action's node, on its loop. */
+static void on_nodes(struct action *v, unsigned n, void (*fn)(void *arg))
+{
+	for (unsigned i = 0; i < n; i++)
+		if (v[i].node)
+			loop_call(v[i].node->loop, fn, &v[i]);
+}
+
 static int run_gated(struct action *v, unsigned n, struct error *err)
 {
 	struct gates gates;
@@ -258,12 +284,16 @@ static int run_gated(struct action *v, unsigned n, struct error *err)
 	if (!rc)
 		rc = close_gates(&gates, err);
 	if (!rc) {
+		/* A process that dies in here has done all to a node's bitmaps, or nothing. */
+		on_nodes(v, n, hold_on_loop);
 		rc = apply_all(v, n, err);
 		if (!rc)
 			rc = commit_all(v, n, err);
 		if (rc)
 			undo_all(v, n);
+		on_nodes(v, n, release_on_loop);
 		open_gates(&gates);
+		on_nodes(v, n, make_durable_on_loop);
 	}
 	gates_free(&gates);
 	return rc;

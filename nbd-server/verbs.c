@@ -14,6 +14,7 @@
 
 #include "backup/checkpoint.h"
 #include "bitmaps/bitmap.h"
+#include "common/loop.h"
 #include "format/node.h"
 #include "nbd-server/commands-backup.h"
 #include "nbd-server/commands.h"
@@ -51,6 +52,21 @@ static int merge_prepare(struct action *a, struct error *err)
 static void bitmap_clean(struct action *a, bool done)
 {
 	bitmap_backup_free(a->backup);
+}
+
+/* What the first persistent bitmap of a disk needs is made while guests go on. */
+static void expect_on_loop(void *arg)
+{
+	bitmaps_expect(arg);
+}
+
+static int add_prepare(struct action *a, struct error *err)
+{
+	int rc = bitmap_prepare(a, err);
+
+	if (!rc && qmp_bool(a->data, "persistent", false))
+		loop_call(a->node->loop, expect_on_loop, a->node);
+	return rc;
 }
 
 /* -- add and remove ----------------------------------------------------------- */
@@ -208,7 +224,7 @@ static int abort_apply(struct action *a, struct error *err)
 #define BITMAP_ACTION .prepare = bitmap_prepare, .clean = bitmap_clean
 
 const struct verb verbs[] = {
-	{ "block-dirty-bitmap-add", args_bitmap_add, BITMAP_ACTION,
+	{ "block-dirty-bitmap-add", args_bitmap_add, .prepare = add_prepare, .clean = bitmap_clean,
 	  .apply = add_apply, .undo = add_undo },
 	{ "block-dirty-bitmap-remove", args_bitmap, BITMAP_ACTION,
 	  .apply = remove_apply, .undo = remove_undo, .commit = remove_commit },
