@@ -111,7 +111,7 @@ static int copy_all(struct backup *b, struct error *err)
 	return rc;
 }
 
-static void forget_disks(struct backup *b)
+void backup_forget_disks(struct backup *b)
 {
 	for (unsigned i = 0; i < b->n; i++) {
 		free(b->disk[i].d.reason);
@@ -121,10 +121,15 @@ static void forget_disks(struct backup *b)
 		free(b->disk[i].bitmap);
 	}
 	free(b->disk);
-	free(b->server);
 	b->disk = NULL;
-	b->server = NULL;
 	b->n = 0;
+}
+
+static void forget(struct backup *b)
+{
+	backup_forget_disks(b);
+	free(b->server);
+	b->server = NULL;
 	b->total = b->done = b->copied = 0;
 	b->begun = b->rotten = false;
 }
@@ -155,7 +160,7 @@ static int backup(struct backup *b, struct error *err)
 		return rc;
 	rc = attempt(b, err);
 	if (rc < 0 && b->rotten) {
-		forget_disks(b);
+		forget(b);
 		*err = ERROR_INIT;
 		rc = repo_rescan(&b->repo, err);
 		if (rc == 0)
@@ -213,7 +218,7 @@ int backup_main(int argc, char **argv)
 	if (go != PULL_GO)
 		return go == PULL_EXIT_OK ? EXIT_SUCCESS : EXIT_FAILURE;
 	o.argv = copy;
-	b.source = &backup_uris;
+	b.source = o.socket ? &backup_checkpoint : backup_is_uri(o.what[0]) ? &backup_uris : &backup_images;
 	pull_signals_hold();
 	rc = backup(&b, &err);
 	seconds = (progress_now() - start) / 1e9;
@@ -221,7 +226,7 @@ int backup_main(int argc, char **argv)
 		tell_json(&b, seconds);
 	else if (rc == 0 && !o.quiet)
 		tell_person(&b, seconds);
-	forget_disks(&b);
+	forget(&b);
 	repo_close(&b.repo);
 	if (rc < 0) {
 		log_error("%s", err.text);

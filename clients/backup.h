@@ -63,7 +63,6 @@ extern const struct backup_source backup_uris, backup_checkpoint, backup_images;
 struct backup {
 	const struct backup_options *o;
 	const struct backup_source *source;
-	void *state;			/* the source's */
 	struct repo repo;
 	char point[REPO_NAME_MAX + 1];
 	bool begun;			/* the point has its mark */
@@ -81,6 +80,8 @@ struct backup {
 
 /* One more disk; -EEXIST when the name is taken, -EINVAL when it cannot be one. */
 int backup_add_disk(struct backup *b, const char *name, struct backup_disk **out, struct error *err);
+/* b->disk is empty again. */
+void backup_forget_disks(struct backup *b);
 /* The point on which D, which has SIZE bytes, may rest: the last good one, or an earlier
  * one of which KNOWN (NULL: all) says that its checkpoint is still there.  Each that
  * is named has a chain that can be read.  NULL with the reason in WHY. */

@@ -12,6 +12,7 @@
 #include "nbd-server/listener.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -343,9 +344,22 @@ static char *inet_uri(const struct address *a, bool tls, const char *export_name
 	return uri_build_tcp(tls, host, a->port, export_name, &uri, NULL) ? NULL : uri;
 }
 
+/* A client has another working directory than we. */
+static char *unix_uri(const struct address *a, bool tls, const char *export_name)
+{
+	char *cwd = a->path[0] == '/' ? NULL : getcwd(NULL, 0), *full = NULL, *uri = NULL;
+
+	if (cwd && asprintf(&full, "%s/%s", cwd, a->path) < 0)
+		full = NULL;
+	if (uri_build_unix(tls, full ? full : a->path, export_name, &uri, NULL))
+		uri = NULL;
+	free(cwd);
+	free(full);
+	return uri;
+}
+
 char *listener_uri(struct listener *l, const char *export_name)
 {
-	char *uri = NULL;
 
 	if (!l)
 		l = listeners;
@@ -355,5 +369,5 @@ char *listener_uri(struct listener *l, const char *export_name)
 		return inet_uri(&l->address, l->tls.creds, export_name);
 	if (l->address.type != ADDRESS_UNIX)
 		return NULL;
-	return uri_build_unix(l->tls.creds, l->address.path, export_name, &uri, NULL) ? NULL : uri;
+	return unix_uri(&l->address, l->tls.creds, export_name);
 }
