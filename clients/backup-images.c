@@ -25,7 +25,7 @@ enum { START_MS = 20000, ARGS = 16, PATH_LONG = 256 };
 
 static struct {
 	struct checkpoint_run run;
-	char dir[PATH_LONG], socket[PATH_LONG + 16];
+	char dir[PATH_LONG], socket[PATH_LONG + 16], log[PATH_LONG + 16];
 	pid_t pid;			/* 0: none */
 } own;
 
@@ -101,6 +101,7 @@ static int make_dir(struct error *err)
 		return error_errno(err, rc, "%s", base);
 	}
 	snprintf(own.socket, sizeof(own.socket), "%s/qmp", own.dir);
+	snprintf(own.log, sizeof(own.log), "%s/log", own.dir);
 	return 0;
 }
 
@@ -126,7 +127,7 @@ static char *find_program(const struct backup_options *o)
 static void become_daemon(char **argv, pid_t parent)
 {
 	sigset_t none;
-	int null = open("/dev/null", O_RDWR);
+	int null = open("/dev/null", O_RDWR), log = open(own.log, O_WRONLY | O_CREAT | O_APPEND, 0600);
 
 	setpgid(0, 0);
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -134,12 +135,13 @@ static void become_daemon(char **argv, pid_t parent)
 		_exit(126);
 	dup2(null, STDIN_FILENO);
 	dup2(null, STDOUT_FILENO);
+	dup2(log, STDERR_FILENO);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	signal(SIGPIPE, SIG_DFL);
 	signal(SIGXFSZ, SIG_DFL);
 	execvp(argv[0], argv);
-	dprintf(STDERR_FILENO, "merino backup: %s: %s\n", argv[0], strerror(errno));
+	dprintf(STDERR_FILENO, "%s: %s\n", argv[0], strerror(errno));
 	_exit(127);
 }
 
@@ -183,6 +185,24 @@ static int start(struct backup *b, char **blockdevs, struct error *err)
 	return rc;
 }
 
+/* What the daemon said first that is more than an information, without its name. */
+static void its_words(char *out, size_t n)
+{
+	FILE *f = fopen(own.log, "re");
+	char line[1024];
+
+	out[0] = 0;
+	while (f && !out[0] && fgets(line, sizeof(line), f)) {
+		const char *text = strncmp(line, "merinod: ", 9) ? line : line + 9;
+
+		line[strcspn(line, "\n")] = 0;
+		if (!strstr(line, " info: "))
+			snprintf(out, n, "%.*s", (int)n - 1, text);
+	}
+	if (f)
+		fclose(f);
+}
+
 /* Until its socket answers, or it has ended: then it has said why. */
 static int wait_ready(struct error *err)
 {
@@ -191,8 +211,11 @@ static int wait_ready(struct error *err)
 
 	while (rc < 0 && progress_now() < until) {
 		if (waitpid(own.pid, &status, WNOHANG) == own.pid) {
+			char words[512];
+
 			own.pid = 0;
-			return error_set(err, -ECHILD, "the merinod for the images ended at once");
+			its_words(words, sizeof(words));
+			return error_set(err, -ECHILD, "the merinod for the images ended at once: %s", words);
 		}
 		*err = ERROR_INIT;
 		rc = qmp_connect(own.socket, 100, &own.run.q, err);
@@ -205,7 +228,7 @@ static int wait_ready(struct error *err)
 static void stop_daemon(void)
 {
 	struct error err = ERROR_INIT;
-	char path[PATH_LONG + 16];
+	char path[PATH_LONG + 16], words[512];
 	int status;
 
 	if (own.run.q)
@@ -214,14 +237,16 @@ static void stop_daemon(void)
 		kill(own.pid, SIGTERM);
 		while (waitpid(own.pid, &status, 0) < 0 && errno == EINTR)
 			continue;
+		its_words(words, sizeof(words));
 		if (!WIFEXITED(status) || WEXITSTATUS(status))
-			log_warning("the merinod for the images did not end well");
+			log_warning("the merinod for the images did not end well: %s", words);
 	}
 	own.pid = 0;
 	snprintf(path, sizeof(path), "%s/nbd", own.dir);
 	if (own.dir[0]) {
 		unlink(path);
 		unlink(own.socket);
+		unlink(own.log);
 		rmdir(own.dir);
 	}
 	own.dir[0] = 0;
