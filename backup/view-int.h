@@ -56,6 +56,8 @@ int view_tree_set(struct view_tree *t, uint64_t first, uint64_t n, enum block_ki
 
 struct segment;
 
+extern uint64_t view_memory;		/* bytes; tests take less than VIEW_MEMORY_DEFAULT */
+
 /* An endless row of blocks.  The newest are in memory, in segments; older segments are
  * in an unnamed file, at the same place. */
 struct view_log {
@@ -74,7 +76,6 @@ struct view_log {
 
 int view_log_open(struct view *v, const char *dir, uint64_t max, struct error *err);
 void view_log_close(struct view *v);	/* its coroutines have ended */
-bool view_log_is_busy(const struct view *v);
 /* Place for up to N blocks: how many, from *AT on, and where in memory; they are to be
  * filled, and then told by view_log_filled().  Waits for room until *WAIT is over: 0. */
 struct patience;
@@ -135,6 +136,10 @@ struct view {
 	void *kept_arg;
 };
 
+/* A discard, which is a hint, is about to be done.  False: it had better not be, there is
+ * more to keep than that is worth. */
+bool view_keep_for_discard(struct view *v, uint64_t off, uint64_t len);
+
 void view_enter(struct view *v);
 void view_leave(struct view *v);
 /* The view is of no use any more; the guest goes on. */
@@ -144,6 +149,7 @@ void view_break(struct view *v, const char *fmt, ...) __attribute__((format(prin
 struct patience {
 	uint64_t left;			/* ns; 0 with NO_END: any time */
 	bool no_end;
+	bool gives_way;			/* rather than break the view it goes without */
 	uint64_t waited;
 };
 

@@ -5,6 +5,9 @@
  *	  ─▶ the disk's map says zeroes, or nothing: that is noted, whatever the length
  *	  ─▶ data: read into the log's memory (or given to the store), a piece at a time
  *
+ * A discard is a hint, and old data that it would throw away fills the log: one that has
+ * much to keep is not done.
+ *
  * Who comes to a block that is being kept waits for that piece and for nothing else.
  * What the map said, and what was read, was so before anything was overwritten, since
  * each writer has kept before it writes: it is noted only where nobody noted anything
@@ -19,11 +22,14 @@
 
 #define MAP_FROM (64u << 10)		/* bytes: less is read at once, it costs less than a map */
 #define MAP_RUNS 16u
+#define DISCARD_SAVES_MAX VIEW_PIECE	/* bytes: beyond it a discard is dropped rather than kept */
 
 struct save {
 	struct view *v;
 	struct patience wait;
 	int rc;				/* of the store, with break_guest */
+	uint64_t left;			/* bytes that may still be saved … */
+	bool stopped;			/* … and were not: a discard that is dropped */
 };
 
 /* -- which blocks --------------------------------------------------------------------------- */
@@ -148,6 +154,10 @@ static void save_to_log(struct save *s, uint64_t first, uint64_t end)
 		uint32_t n = view_log_reserve(v, (uint32_t)(end - first), &at, &mem, &s->wait);
 		int rc = n ? read_disk(v, mem, first, n) : 0;
 
+		if (!n && !v->broken) {
+			s->stopped = true;
+			return;
+		}
 		if (rc)
 			view_break(v, "old data cannot be read from '%s': %s", v->node->name, strerror(-rc));
 		if (n && !v->broken)
@@ -305,6 +315,11 @@ static uint64_t keep_some(struct save *s, uint64_t first, uint64_t end)
 	end = min_u64(end, first + max_u64(VIEW_PIECE >> v->bits, 1));
 	if (kept_by_other(v, first, end))
 		return first;
+	if (view_bytes(v, end - first) > s->left) {
+		s->stopped = true;
+		return first;
+	}
+	s->left -= view_bytes(v, end - first);
 	keeping_begin(v, &k, first, end);
 	if (v->store)
 		save_to_store(s, first, end);
@@ -324,12 +339,17 @@ static bool wait_for_other(struct view *v, uint64_t first, uint64_t end)
 	return k;
 }
 
+static bool goes_on(const struct save *s)
+{
+	return !s->v->broken && !s->rc && !s->stopped;
+}
+
 static void keep_range(struct save *s, uint64_t begin, uint64_t end)
 {
 	struct view *v = s->v;
 
 	do {
-		for (uint64_t first = begin; first < end && !v->broken && !s->rc;) {
+		for (uint64_t first = begin; first < end && goes_on(s);) {
 			uint64_t stop = needed(v, &first, end);
 			struct keeping *k = first < stop ? kept_by_other(v, first, stop) : NULL;
 
@@ -340,7 +360,7 @@ static void keep_range(struct save *s, uint64_t begin, uint64_t end)
 			else
 				first = keep_some(s, first, k ? k->first : stop);
 		}
-	} while (!v->broken && !s->rc && wait_for_other(v, begin, end));
+	} while (goes_on(s) && wait_for_other(v, begin, end));
 }
 
 static bool anything_to_do(const struct view *v, uint64_t first, uint64_t end)
@@ -351,21 +371,37 @@ static bool anything_to_do(const struct view *v, uint64_t first, uint64_t end)
 	return first < end;
 }
 
-int view_keep(struct view *v, uint64_t off, uint64_t len)
+static void keep(struct save *s, uint64_t off, uint64_t len)
 {
-	struct save s = { .v = v, .wait = { .left = v->wait_ns, .no_end = !v->wait_ns } };
+	struct view *v = s->v;
 	uint64_t first, end;
 
 	if (v->broken || v->closing || !len || off >= v->size)
-		return 0;
+		return;
 	len = min_u64(len, v->size - off);
 	first = off >> v->bits;
 	end = ((off + len - 1) >> v->bits) + 1;
 	if (!anything_to_do(v, first, end))
-		return 0;
+		return;
 	view_enter(v);
-	keep_range(&s, first, end);
-	v->stats.waited_ns = max_u64(v->stats.waited_ns, s.wait.waited);
+	keep_range(s, first, end);
+	v->stats.waited_ns = max_u64(v->stats.waited_ns, s->wait.waited);
 	view_leave(v);
+}
+
+int view_keep(struct view *v, uint64_t off, uint64_t len)
+{
+	struct save s = { .v = v, .left = UINT64_MAX,
+			  .wait = { .left = v->wait_ns, .no_end = !v->wait_ns } };
+
+	keep(&s, off, len);
 	return s.rc;
+}
+
+bool view_keep_for_discard(struct view *v, uint64_t off, uint64_t len)
+{
+	struct save s = { .v = v, .left = DISCARD_SAVES_MAX, .wait.gives_way = true };
+
+	keep(&s, off, len);
+	return !s.stopped;
 }

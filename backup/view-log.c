@@ -18,6 +18,8 @@
 
 #define DEAD_WORDS (VIEW_PIECE / VIEW_GRANULARITY_MIN / 64)
 
+uint64_t view_memory = VIEW_MEMORY_DEFAULT;
+
 struct segment {
 	uint64_t number;
 	uint8_t *mem;			/* NULL: in the file only */
@@ -80,8 +82,14 @@ static void forget(struct view *v, struct segment *s)
 
 static void forget_if_unused(struct view *v, struct segment *s)
 {
-	if (s->sealed && !s->live && !s->pending && !s->writing && !s->punching)
+	if (s->live || s->pending || s->writing || s->punching)
+		return;
+	if (s->sealed) {
 		forget(v, s);
+		return;
+	}
+	s->filled = 0;			/* the last one begins again */
+	memset(s->dead, 0, sizeof(s->dead));
 }
 
 void view_log_close(struct view *v)
@@ -98,11 +106,6 @@ void view_log_close(struct view *v)
 	free(l->spare);
 	io_file_unref(l->file);
 	*l = (struct view_log){ 0 };
-}
-
-bool view_log_is_busy(const struct view *v)
-{
-	return v->log.flushing || v->log.punching;
 }
 
 /* -- writing to the file ---------------------------------------------------------------- */
@@ -183,6 +186,13 @@ static void flush_one(struct view *v, struct segment *s)
 		forget_if_unused(v, s);
 }
 
+/* Nobody reads what is in it any more. */
+static void empty_file(struct view *v)
+{
+	io_truncate(v->log.file, 0);
+	v->log.stored = 0;
+}
+
 static void flush_loop(void *arg)
 {
 	struct view *v = arg;
@@ -191,10 +201,12 @@ static void flush_loop(void *arg)
 
 	view_enter(v);
 	l->flushing = true;
-	while (!v->broken && l->memory > VIEW_MEMORY_DEFAULT / 2 && (s = next_to_write(v)) &&
+	while (!v->broken && l->memory > view_memory / 2 && (s = next_to_write(v)) &&
 	       !is_full(v, s))
 		flush_one(v, s);
 	l->flushing = false;
+	if (v->broken)
+		empty_file(v);
 	view_leave(v);
 }
 
@@ -202,7 +214,7 @@ static void flush_start(struct view *v)
 {
 	struct view_log *l = &v->log;
 
-	if (l->flushing || l->memory <= VIEW_MEMORY_DEFAULT / 2 || v->broken)
+	if (l->flushing || l->memory <= view_memory / 2 || v->broken)
 		return;
 	if (co_self())
 		co_start(flush_loop, v);
@@ -241,7 +253,7 @@ static void punch_loop(void *arg)
 	l->punching = true;
 	while ((s = l->punch)) {
 		l->punch = s->next_punch;
-		if (!v->broken)
+		while (!v->broken && memcmp(s->dead, s->punched, sizeof(s->dead)))
 			punch_one(v, s);
 		s->punching = false;
 		forget_if_unused(v, s);
@@ -324,17 +336,20 @@ static struct segment *segment_with_room(struct view *v, struct patience *wait)
 		s = last_segment(v);
 		if (s)
 			return s;
-		if (l->memory + segment_bytes(v) <= VIEW_MEMORY_DEFAULT) {
+		if (l->memory + segment_bytes(v) <= view_memory) {
 			s = new_segment(v);
 			if (!s)
 				view_break(v, "Out of memory");
 			return s;
 		}
 		flush_start(v);
-		if (!v->broken && l->memory + segment_bytes(v) > VIEW_MEMORY_DEFAULT &&
-		    !patience_wait(wait, &l->space))
-			view_break(v, l->flushing ? "the fleece log is too slow for the guest"
-						  : "the fleece log is full");
+		if (v->broken || l->memory + segment_bytes(v) <= view_memory ||
+		    patience_wait(wait, &l->space))
+			continue;
+		if (wait->gives_way)
+			return NULL;
+		view_break(v, l->flushing ? "the fleece log is too slow for the guest"
+					  : "the fleece log is full");
 	}
 	return NULL;
 }
@@ -425,13 +440,12 @@ int view_log_read(struct view *v, void *buf, uint64_t at, uint64_t skip, size_t 
 
 /* -- the end ------------------------------------------------------------------------------ */
 
-static void truncate_file(void *arg)
+static void give_file_up(void *arg)
 {
 	struct view *v = arg;
 
 	view_enter(v);
-	io_truncate(v->log.file, 0);
-	v->log.stored = 0;
+	empty_file(v);
 	view_leave(v);
 }
 
@@ -445,6 +459,6 @@ void view_log_give_up(struct view *v)
 		if (l->v[i] && !l->v[i]->pending && !l->v[i]->writing)
 			free_memory(v, l->v[i]);
 	co_queue_wake_all(&l->space);
-	if (co_self())
-		co_start(truncate_file, v);
+	if (!l->flushing && co_self())
+		co_start(give_file_up, v);
 }

@@ -171,7 +171,10 @@ static void tap_before(struct tap *t, const struct tap_request *rq)
 		len -= min_u64(len, vt->begin - off);
 		off = vt->begin;
 	}
-	view_keep(vt->view, off - vt->begin, len);
+	if (rq->kind == TAP_DISCARD)
+		*rq->drop |= !view_keep_for_discard(vt->view, off - vt->begin, len);
+	else
+		view_keep(vt->view, off - vt->begin, len);
 }
 
 static int tap_may_shrink(struct tap *t, uint64_t size, struct error *err)

@@ -218,13 +218,14 @@ int node_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 
 int node_discard(struct node *n, uint64_t off, uint64_t len)
 {
-	struct tap_request rq = { .off = off, .len = len, .kind = TAP_DISCARD };
+	bool drop = false;
+	struct tap_request rq = { .off = off, .len = len, .kind = TAP_DISCARD, .drop = &drop };
 	int rc = node_check_write(n, off, len);
 
 	if (rc || !len || !n->discard_unmap || !n->driver->discard)
 		return rc;
 	node_taps_before(n, &rq);
-	rc = n->driver->discard(n, off, len);
+	rc = drop ? -ENOTSUP : n->driver->discard(n, off, len);
 	if (rc == -ENOTSUP)
 		rc = 0;			/* a hint that nobody could take */
 	node_taps_after(n, &rq, rc);

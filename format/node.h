@@ -70,6 +70,7 @@ struct tap_request {
 	uint64_t off, len;		/* bytes */
 	enum tap_kind kind;
 	unsigned flags;			/* enum node_write_flags */
+	bool *drop;			/* TAP_DISCARD: a tap sets it when the discard, a hint, shall not be done */
 };
 
 struct tap_ops {

@@ -9,9 +9,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
 #include <json-c/json.h>
 
-#include "backup/view.h"
+#include "backup/view-int.h"
 #include "bitmaps/bitmap.h"
 #include "common/bytes.h"
 #include "common/io-sim.h"
@@ -201,7 +204,7 @@ static void drain(struct view *v, const uint8_t *then, const uint8_t *wanted)
 			pause_a_little();
 	}
 	view_stats(v, &s);
-	assert_true(s.memory < (2u << 20));
+	assert_true(s.memory <= view_memory + 65536);
 }
 
 static void viewer(void *arg)
@@ -363,6 +366,358 @@ static void test_loop_overlay(void **state)
 	on_loop("overlay", true);
 }
 
+/* -- the edges: each in a coroutine on a loop ------------------------------------------------ */
+
+static void (*edge)(void);
+
+static void edge_run(void *arg)
+{
+	edge();
+	loop_stop(w.loop);
+}
+
+static void edge_begin(struct loop_msg *m)
+{
+	co_start(edge_run, NULL);
+}
+
+static void on_edge(void (*fn)(void))
+{
+	struct error err = ERROR_INIT;
+	struct loop_msg begin = { .fn = edge_begin };
+
+	w = (struct world){ .kind = "raw", .rng = 5 };
+	edge = fn;
+	w.loop = loop_new("test", &err);
+	assert_non_null(w.loop);
+	w.io = loop_io(w.loop);
+	loop_post(w.loop, &begin);
+	loop_run(w.loop);
+	loop_free(w.loop);
+}
+
+static struct node *open_text(const char *text)
+{
+	struct error err = ERROR_INIT;
+	struct node_place where = { .graph = &graph, .io = w.io, .loop = w.loop };
+	struct json_object *o = json_parse_text(text, &err);
+	struct node *n = NULL;
+
+	assert_non_null(o);
+	if (node_open(&where, o, &n, &err))
+		fail_msg("%s", err.text);
+	json_object_put(o);
+	return n;
+}
+
+/* A raw disk of SIZE_ bytes, the first DATA of them 0x11. */
+static struct node *raw_disk(uint64_t size, uint64_t data)
+{
+	struct error err = ERROR_INIT;
+	char text[512], *path = path_of("edge.raw");
+	struct io_file *f = io_open(w.io, path, IO_RDWR | IO_CREATE | IO_TRUNC, &err);
+	uint8_t *buf = malloc(1u << 20);
+
+	assert_non_null(f);
+	memset(buf, 0x11, 1u << 20);
+	for (uint64_t off = 0; off < data; off += 1u << 20)
+		assert_int_equal(io_pwrite(f, buf, 1u << 20, off, 0), 0);
+	assert_int_equal(io_truncate(f, size), 0);
+	io_file_unref(f);
+	free(buf);
+	snprintf(text, sizeof(text), "{'driver':'raw','discard':'unmap','file':{'driver':'file','filename':'%s'}}", path);
+	return open_text(text);
+}
+
+static struct view *view_of(struct node *n, struct view_options o)
+{
+	struct error err = ERROR_INIT;
+	struct view *v = NULL;
+
+	if (!o.log_dir)
+		o.log_dir = dir;
+	if (view_open(n, &o, &v, &err))
+		fail_msg("%s", err.text);
+	return v;
+}
+
+static bool view_is(struct view *v, uint64_t off, uint64_t len, uint8_t byte)
+{
+	uint8_t *buf = malloc(len);
+	bool same = view_read(v, buf, off, len) == 0;
+
+	for (uint64_t i = 0; i < len; i++)
+		same &= buf[i] == byte;
+	free(buf);
+	return same;
+}
+
+static void fill(struct node *n, uint64_t off, uint64_t len, uint8_t byte)
+{
+	uint8_t *buf = malloc(65536);
+
+	memset(buf, byte, 65536);
+	for (; len; off += 65536, len -= 65536)
+		assert_int_equal(node_write(n, buf, off, 65536, 0), 0);
+	free(buf);
+}
+
+static struct view_stats stats_of(struct view *v)
+{
+	struct view_stats s;
+
+	view_stats(v, &s);
+	return s;
+}
+
+/* A disk of a TiB with little in it: what is not there costs nothing. */
+static void huge(void)
+{
+	const uint64_t tib = 1ull << 40;
+	struct node *n = raw_disk(tib, 8u << 20);
+	uint64_t begun = loop_now();
+	struct view *v = view_of(n, (struct view_options){ 0 });
+
+	print_message("a view of 1 TiB opens in %llu us\n", (unsigned long long)(loop_now() - begun) / 1000);
+	assert_true(stats_of(v).memory < 4096);
+	assert_int_equal(node_zero(n, 0, tib, NODE_MAY_UNMAP), 0);
+	assert_true(view_is(v, 0, 8u << 20, 0x11));
+	assert_true(view_is(v, tib - 4096, 4096, 0));
+	assert_true(view_is(v, 8u << 20, 1u << 20, 0));
+	assert_true(stats_of(v).memory < (3u << 20));
+	view_release(v, 0, tib);
+	assert_true(stats_of(v).memory <= VIEW_PIECE + 4096);
+	view_close(v);
+	node_unref(n);
+}
+
+/* The largest disk there may be. */
+static void largest(void)
+{
+	const uint64_t size = INT64_MAX - 511;
+	struct node *n = open_text("{'driver':'null-co','size':9223372036854775296,'read-zeroes':true}");
+	struct view *v = view_of(n, (struct view_options){ 0 });
+	uint8_t b[512] = { 1 };
+	struct extent e[4];
+	struct extents x = { .v = e, .max = 4 };
+
+	assert_int_equal(n->size, size);
+	assert_int_equal(node_write(n, b, size - 512, 512, 0), 0);
+	assert_int_equal(node_zero(n, 0, size, 0), 0);
+	assert_int_equal(view_read(v, b, size - 512, 512), 0);
+	assert_int_equal(view_read(v, b, size - 511, 512), -EINVAL);
+	assert_int_equal(view_map(v, 0, size, &x), 0);
+	assert_int_equal(x.total, size);
+	view_release(v, 0, size);
+	assert_int_equal(view_read(v, b, 0, 512), -EACCES);
+	assert_true(stats_of(v).memory < VIEW_PIECE + 65536);
+	view_close(v);
+	node_unref(n);
+}
+
+static uint64_t file_bytes(const struct view *v)
+{
+	struct stat st;
+
+	assert_int_equal(fstat(v->log.file->fd, &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+static void settle(struct view *v)
+{
+	while (v->inside)
+		io_sleep(w.io, 1000000);
+}
+
+/* What was read is given back, block by block, and the log is empty in the end. */
+static void gives_back(void)
+{
+	const uint64_t size = 16u << 20;
+	struct node *n = raw_disk(size, size);
+	struct view *v = view_of(n, (struct view_options){ .wait_ns = 0 });
+	uint64_t before;
+
+	fill(n, 0, size, 0x22);
+	settle(v);
+	before = file_bytes(v);
+	assert_in_range(before, 12u << 20, 16u << 20);
+	assert_in_range(stats_of(v).stored, 12u << 20, 16u << 20);
+	assert_int_equal(stats_of(v).kept, size);
+	for (uint64_t off = 0; off < 8u << 20; off += 8192) {
+		assert_true(view_is(v, off, 4096, 0x11));
+		view_release(v, off, 4096);
+	}
+	settle(v);
+	assert_true(file_bytes(v) <= before - (4u << 20) + 65536);
+	assert_true(view_is(v, 4096, 4096, 0x11));
+	view_release(v, 0, size);
+	settle(v);
+	assert_int_equal(stats_of(v).stored, 0);
+	assert_int_equal(file_bytes(v), 0);
+	fill(n, 0, size, 0x33);
+	assert_int_equal(stats_of(v).kept, size);
+	view_close(v);
+	node_unref(n);
+}
+
+/* Whatever happens to the store: the guest's writes succeed, and the view says so. */
+static void store_is_full_at(struct view_options o)
+{
+	const uint64_t size = 32u << 20;
+	struct node *n = raw_disk(size, size);
+	struct view *v;
+	uint8_t b[512];
+
+	o.wait_ns = 2000000;
+	v = view_of(n, o);
+	fill(n, 0, size, 0x22);
+	assert_true(view_is_broken(v));
+	assert_true(*view_broken_why(v));
+	assert_int_equal(view_read(v, b, 0, 512), -EIO);
+	assert_int_equal(view_read(v, b, size - 512, 512), -EIO);
+	settle(v);
+	assert_int_equal(file_bytes(v), 0);
+	assert_true(stats_of(v).memory < 4 * VIEW_PIECE);
+	view_close(v);
+	node_unref(n);
+}
+
+static void log_has_a_limit(void)
+{
+	store_is_full_at((struct view_options){ .log_max = 4u << 20 });
+}
+
+static void file_system_is_full(void)
+{
+	store_is_full_at((struct view_options){ .log_dir = path_of("small") });
+}
+
+/* A log that has a limit is enough for a reader who keeps up. */
+static void log_has_room_again(void)
+{
+	const uint64_t size = 32u << 20;
+	struct node *n = raw_disk(size, size);
+	struct view *v = view_of(n, (struct view_options){ .log_max = 4u << 20, .wait_ns = 10000000000ull });
+
+	for (uint64_t off = 0; off < size; off += 2u << 20) {
+		fill(n, off, 2u << 20, 0x22);
+		assert_true(view_is(v, off, 2u << 20, 0x11));
+		view_release(v, off, 2u << 20);
+	}
+	assert_false(view_is_broken(v));
+	view_close(v);
+	node_unref(n);
+}
+
+/* Discards are hints: one that had megabytes to keep is not done. */
+static void discards(void)
+{
+	const uint64_t size = 16u << 20;
+	struct node *n = raw_disk(size, size);
+	struct view *v = view_of(n, (struct view_options){ 0 });
+	uint8_t b[512];
+
+	assert_int_equal(node_discard(n, 0, 65536), 0);
+	assert_int_equal(node_discard(n, 1u << 20, 15u << 20), 0);
+	assert_int_equal(node_read(n, b, 0, 512), 0);
+	assert_int_equal(b[0], 0);
+	assert_int_equal(node_read(n, b, 8u << 20, 512), 0);
+	assert_int_equal(b[0], 0x11);
+	assert_true(stats_of(v).kept <= 2u << 20);
+	assert_true(view_is(v, 0, size, 0x11));
+	view_release(v, 0, size);
+	assert_int_equal(node_discard(n, 1u << 20, 15u << 20), 0);
+	assert_int_equal(node_read(n, b, 8u << 20, 512), 0);
+	assert_int_equal(b[0], 0);
+	view_close(v);
+	node_unref(n);
+}
+
+/* A write to the file below the raw node is seen, too; the file may grow, not shrink. */
+static void below(void)
+{
+	struct error err = ERROR_INIT;
+	struct node *n = raw_disk(4u << 20, 4u << 20);
+	struct view *v = view_of(n, (struct view_options){ 0 });
+
+	fill(n->child[CHILD_FILE], 65536, 65536, 0x22);
+	assert_true(view_is(v, 0, 4u << 20, 0x11));
+	assert_int_equal(node_truncate(n, 2u << 20, &err), -EBUSY);
+	assert_int_equal(node_truncate(n, 8u << 20, &err), 0);
+	fill(n, 4u << 20, 65536, 0x22);
+	fill(n, (4u << 20) - 65536, 65536, 0x33);
+	assert_true(view_is(v, 0, 4u << 20, 0x11));
+	assert_int_equal(view_size(v), 4u << 20);
+	view_close(v);
+	assert_int_equal(node_truncate(n, 2u << 20, &err), 0);
+	node_unref(n);
+}
+
+static void test_huge(void **state)
+{
+	on_edge(huge);
+}
+
+static void test_largest(void **state)
+{
+	on_edge(largest);
+}
+
+static void test_gives_back(void **state)
+{
+	on_edge(gives_back);
+}
+
+static void test_log_max(void **state)
+{
+	on_edge(log_has_a_limit);
+	on_edge(log_has_room_again);
+}
+
+static void test_discards(void **state)
+{
+	on_edge(discards);
+}
+
+static void test_below(void **state)
+{
+	on_edge(below);
+}
+
+static bool own_mounts(void)
+{
+	char map[64];
+	int fd;
+
+	if (!unshare(CLONE_NEWNS))
+		return !mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL);
+	snprintf(map, sizeof(map), "0 %u 1", getuid());
+	if (unshare(CLONE_NEWUSER | CLONE_NEWNS) || (fd = open("/proc/self/uid_map", O_WRONLY)) < 0)
+		return false;
+	return write(fd, map, strlen(map)) == (ssize_t)strlen(map) && !close(fd);
+}
+
+/* In a process with mounts of its own, where that is allowed. */
+static void test_no_space(void **state)
+{
+	pid_t pid = fork();
+	int status;
+
+	if (!pid) {
+		if (!own_mounts())
+			_exit(77);
+		mkdir(path_of("small"), 0700);
+		if (mount("none", path_of("small"), "tmpfs", 0, "size=4m"))
+			_exit(77);
+		on_edge(file_system_is_full);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		skip();
+	assert_int_equal(status, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -372,8 +727,16 @@ int main(void)
 		cmocka_unit_test(test_sim_bitmap),
 		cmocka_unit_test(test_loop_raw),
 		cmocka_unit_test(test_loop_overlay),
+		cmocka_unit_test(test_huge),
+		cmocka_unit_test(test_largest),
+		cmocka_unit_test(test_gives_back),
+		cmocka_unit_test(test_log_max),
+		cmocka_unit_test(test_no_space),
+		cmocka_unit_test(test_discards),
+		cmocka_unit_test(test_below),
 	};
 
 	bitmaps_init();
+	view_memory = 2 * VIEW_PIECE;	/* so that the log is written */
 	return cmocka_run_group_tests(tests, dir_setup, dir_teardown);
 }
