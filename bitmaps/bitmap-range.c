@@ -350,6 +350,7 @@ static void restore_live(struct bitmap *b, const struct bitmap_backup *s)
 void bitmap_restore(struct bitmap *b, struct bitmap_backup *s)
 {
 	assert(b->size == s->size);	/* the gates were closed all the time */
+	changes_drop(b);
 	if (b->live) {
 		restore_live(b, s);
 	} else {

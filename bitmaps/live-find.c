@@ -15,7 +15,7 @@
 
 #define PIECE (1u << 20)	/* bytes that are read at a time */
 
-static const char *head_problem(const struct live_head *h, enum live_kind kind, const uint8_t *session)
+static const char *head_problem(const struct live_head *h, const uint8_t *session)
 {
 	if (memcmp(h->magic, LIVE_MAGIC, sizeof(h->magic)))
 		return "it was given up";
@@ -25,8 +25,6 @@ static const char *head_problem(const struct live_head *h, enum live_kind kind, 
 		return "its checksum does not match";
 	if (h->table_bytes < LIVE_PAGE || h->table_bytes % LIVE_PAGE || h->table_bytes > LIVE_TABLE_MAX)
 		return "its tables make no sense";
-	if (h->kind != (uint32_t)kind)
-		return "it is of another kind of image";
 	if (session && memcmp(h->session, session, LIVE_SESSION))
 		return "it is of another session";
 	return NULL;
@@ -97,9 +95,15 @@ static int read_head(struct io_file *image, enum live_kind kind, const uint8_t *
 		rc = io_identity(image, &id);
 	if (rc)
 		return rc;
-	*why = head_problem(&f->head, kind, session);
+	*why = head_problem(&f->head, session);
 	if (*why)
 		return -EINVAL;
+	*why = "it is of another kind of image";
+	if (f->head.kind != (uint32_t)kind)
+		return -EMEDIUMTYPE;
+	rc = read_exactly(f->file.f, &f->stamp, sizeof(f->stamp), LIVE_STAMP);
+	if (rc)
+		return rc;
 	f->same_boot = !memcmp(id.boot, f->head.boot, sizeof(id.boot));
 	/* Devices may have other numbers after a start of the machine. */
 	*why = "it is of another file";
@@ -174,6 +178,11 @@ int live_found_bits(struct live_found *f, uint32_t i, struct bitmap *b, uint64_t
 	if (f->marks && h->flags & LIVE_RECORDING)
 		add_marks(b, f->marks);
 	return 0;
+}
+
+void live_found_remove(struct live_found *f)
+{
+	io_beside_end(&f->file, true);
 }
 
 void live_found_end(struct live_found *f)

@@ -71,6 +71,7 @@ struct live {
 	struct live_table_head closing;	/* what a table says beside its entries */
 	struct live_free *free;
 	unsigned held;
+	bool stamped;			/* since the last sync */
 	bool changed;			/* while it is held */
 	bool failed;			/* storage did: nothing is protected any more */
 	struct co_mutex syncing;

@@ -16,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
+#include <time.h>
 
 #include "bitmaps/bits.h"
 #include "common/log.h"
@@ -170,6 +172,29 @@ void live_let_go(struct bitmap *b)
 	live_changed(b->node);
 }
 
+/* -- the time of the last write ---------------------------------------------------------- */
+
+/* The clock that file systems take their times from. */
+int64_t live_now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME_COARSE, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void stamp(struct live *l)
+{
+	__atomic_store_n((int64_t *)(void *)(l->mem + LIVE_STAMP), live_now(), __ATOMIC_RELAXED);
+	l->stamped = true;
+}
+
+void live_stamp(struct node *n)
+{
+	if (n->live && !n->live->failed && n->live->kind != LIVE_QCOW2)
+		stamp(n->live);
+}
+
 /* -- changes --------------------------------------------------------------------------- */
 
 static void write_mapped(struct live *l)
@@ -214,6 +239,24 @@ static bool fits(const struct live *l)
 
 	live_table_len(l->node, &all, l->table_bytes);
 	return all;
+}
+
+bool live_fits(const struct node *n, size_t name_len)
+{
+	uint64_t len = sizeof(struct live_entry_head) + align_up(name_len, 8);
+	bool all;
+
+	return live_table_len(n, &all, n->live->table_bytes) + len <= n->live->table_bytes && all;
+}
+
+int live_new_session(uint8_t *id)
+{
+	ssize_t n;
+
+	do
+		n = getrandom(id, LIVE_SESSION, 0);
+	while (n < 0 && errno == EINTR);
+	return n == (ssize_t)LIVE_SESSION ? 0 : -EIO;
 }
 
 int live_add(struct bitmap *b)
@@ -328,6 +371,7 @@ static int sync_now(struct live *l)
 	size_t len = 0;
 	int rc = 0;
 
+	l->stamped = false;
 	if (l->durable < seq) {
 		memcpy(&h, mapped_table(l, seq), sizeof(h));
 		len = align_up(h.bytes, 512);
@@ -381,7 +425,7 @@ void live_sweep(struct node *n)
 	drop = regions_begin_drop(l->regions);
 	if (drop && live_test_break_order == 1)
 		rc = regions_finish_drop(l->regions);
-	if (!rc && (drop || l->durable < l->seq))
+	if (!rc && (drop || l->stamped || l->durable < l->seq))
 		rc = live_sync(n);
 	if (!rc && drop && !l->failed && live_test_break_order != 1)
 		rc = regions_finish_drop(l->regions);
@@ -411,7 +455,7 @@ void live_arm(struct live *l)
 	if (!l->node->loop || l->node->loop != loop_self() || l->timer.armed || l->sweeping || l->failed ||
 	    l->leaving || !l->regions)
 		return;
-	if (l->durable < l->seq || regions_any(l->regions))
+	if (l->durable < l->seq || l->stamped || regions_any(l->regions))
 		loop_timer_set(&l->timer, loop_now() + SWEEP_NS, time_to_sweep);
 }
 
@@ -488,6 +532,7 @@ static int write_head(struct live *l)
 	h.ino = id.ino;
 	h.crc = live_crc(&h, offsetof(struct live_head, crc));
 	memcpy(l->mem, &h, sizeof(h));
+	stamp(l);
 	return 0;
 }
 
@@ -583,7 +628,7 @@ void live_end(struct node *n, bool remove)
 	free_live(l, remove);
 }
 
-int live_close_clean(struct node *n, uint64_t image_size, int64_t mtime_sec, uint32_t mtime_nsec)
+int live_close_clean(struct node *n, const struct live_image *image)
 {
 	struct live *l = n->live;
 
@@ -591,9 +636,7 @@ int live_close_clean(struct node *n, uint64_t image_size, int64_t mtime_sec, uin
 		return -EIO;
 	quiet(l);
 	l->closing.flags = LIVE_CLOSED;
-	l->closing.image_size = image_size;
-	l->closing.mtime_sec = mtime_sec;
-	l->closing.mtime_nsec = mtime_nsec;
+	l->closing.image = *image;
 	write_mapped(l);
 	return live_sync(n);
 }

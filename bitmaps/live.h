@@ -38,7 +38,19 @@
 #define LIVE_SUFFIX "bitmaps"
 #define LIVE_REGIONS_SUFFIX "bitmaps-regions"
 
-enum live_kind { LIVE_QCOW2 = 1, LIVE_RAW = 2 };
+#define LIVE_STAMP 2048u		/* where in the head the time of our last write is: live_stamp() */
+
+enum live_kind {
+	LIVE_QCOW2 = 1,
+	LIVE_RAW = 2,			/* the sidecar (store-raw.c) of a raw node */
+	LIVE_FILE = 3,			/* … of a file node alone */
+};
+
+/* What a foreign writer changes in an image (store-raw.c). */
+struct live_image {
+	uint64_t size;			/* bytes */
+	int64_t mark;			/* time of last write, ns; of a block device, made of its bytes */
+};
 
 struct live_head {
 	char magic[8];
@@ -62,11 +74,8 @@ struct live_table_head {
 	uint32_t crc;			/* of all of it, with 0 here */
 	uint32_t entries, flags;
 	uint64_t disk_size;
-	/* Of the image's file when it was closed (LIVE_CLOSED): a foreign writer shows. */
-	uint64_t image_size;
-	int64_t mtime_sec;
-	uint32_t mtime_nsec, zero;
-	uint64_t reserved;
+	struct live_image image;	/* when it was closed (LIVE_CLOSED) */
+	uint64_t reserved[2];
 };
 
 enum live_entry_flags { LIVE_RECORDING = 1, LIVE_INCONSISTENT = 2 };
@@ -98,6 +107,7 @@ struct live_found {
 	struct io_beside file;
 	struct live_head head;
 	struct live_table_head table;
+	int64_t stamp;			/* of a raw image: see live_stamp() */
 	bool same_boot;			/* the bits are exact; else marks are to be added */
 	struct live_entry *v;		/* table.entries of them, names are distinct */
 	struct live_marks *marks;	/* NULL: none */
@@ -105,13 +115,15 @@ struct live_found {
 
 /* Looks for the file of IMAGE.  0; -ENOENT; -EINVAL and others with the reason in WHY, which is
  * a text for a log line: there is one that cannot be used.  SESSION: what it must
- * belong to (NULL: any). */
+ * belong to (NULL: any).  -EMEDIUMTYPE: it is of another KIND. */
 int live_find(struct io_file *image, const char *dir, enum live_kind kind, const uint8_t *session,
 	      struct live_found *f, const char **why);
 /* B (of the same granularity, clean) gets the bits of entry I.  *BUDGET: see store-int.h. */
 int live_found_bits(struct live_found *f, uint32_t i, struct bitmap *b, uint64_t *budget);
 /* The entry called NAME, or -1. */
 int64_t live_found_name(const struct live_found *f, const char *name);
+/* It goes, and is not found again.  It is closed later. */
+void live_found_remove(struct live_found *f);
 void live_found_end(struct live_found *f);	/* closes it; one of zeroes is fine */
 
 /* --- the file of the open image: node->live -------------------------------------------- */
@@ -124,9 +136,15 @@ int live_start(struct node *n, struct io_file *image, const char *dir, enum live
 /* Ends it.  REMOVE: the bits are elsewhere; else the next process finds them.  Bitmaps keep
  * their bits.  None is fine. */
 void live_end(struct node *n, bool remove);
-/* Raw, before live_end(n, false): all is durable, and nothing will be written; the image's
- * file has this size and time of last write. */
-int live_close_clean(struct node *n, uint64_t image_size, int64_t mtime_sec, uint32_t mtime_nsec);
+/* Raw, before live_end(n, false): all is durable, and nothing will be written. */
+int live_close_clean(struct node *n, const struct live_image *image);
+/* The image is written to now, or was just now: kept where a process that comes after a
+ * crash finds it, to compare with the image's time of last write.  Does not suspend. */
+void live_stamp(struct node *n);
+int64_t live_now(void);			/* ns since 1970, as file systems count */
+int live_new_session(uint8_t *id);
+/* Room in the tables for one more bitmap, whose name has NAME_LEN bytes. */
+bool live_fits(const struct node *n, size_t name_len);
 /* All bits go to memory, then it ends. */
 void live_give_up(struct node *n);
 bool live_is_on(const struct node *n);

@@ -21,10 +21,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
 #include "bitmaps/live.h"
 #include "bitmaps/store-int.h"
+#include "bitmaps/store-raw.h"
 #include "common/log.h"
 
 static const char *name_of(const struct node *n)
@@ -107,16 +107,6 @@ static bool any_to_protect(const struct node *n)
 	return false;
 }
 
-static int new_session(uint8_t *id)
-{
-	ssize_t n;
-
-	do
-		n = getrandom(id, LIVE_SESSION, 0);
-	while (n < 0 && errno == EINTR);
-	return n == (ssize_t)LIVE_SESSION ? 0 : -EIO;
-}
-
 /* KEEP: the header names SESSION already. */
 static int start(struct node *n, uint8_t *session, bool keep, struct error *why)
 {
@@ -126,7 +116,7 @@ static int start(struct node *n, uint8_t *session, bool keep, struct error *why)
 
 	if (!image)
 		return error_set(why, -ENOTSUP, "crash-log=off, version 2, or an image that is not a file");
-	rc = keep ? 0 : new_session(session);
+	rc = keep ? 0 : live_new_session(session);
 	if (rc)
 		return error_errno(why, rc, "Could not make a session");
 	rc = live_start(n, image, dir, LIVE_QCOW2, session, why);
@@ -162,7 +152,9 @@ void bitmaps_expect(struct node *n)
 {
 	uint8_t session[LIVE_SESSION];
 
-	if (!n->live && node_is_qcow2(n) && !n->read_only)
+	if (store_is_raw(n) && !n->read_only)
+		store_raw_expect(n, NULL);	/* who adds the bitmap is told */
+	else if (!n->live && node_is_qcow2(n) && !n->read_only)
 		start(n, session, false, NULL);
 }
 

@@ -28,6 +28,7 @@
 
 #include "bitmaps/live.h"
 #include "bitmaps/store-int.h"
+#include "bitmaps/store-raw.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -305,6 +306,8 @@ int store_remove(struct bitmap *b, struct error *err)
 	struct tracker *t = b->tracker;
 	int rc;
 
+	if (store_is_raw(b->node))
+		return store_raw_remove(b);
 	co_mutex_lock(&t->storing);
 	rc = store_remove_entry(b->node, b->stored_name ? b->stored_name : b->name, err);
 	co_mutex_unlock(&t->storing);
@@ -345,10 +348,11 @@ int store_can_add(struct node *n, const char *name, unsigned granularity_bits,
 {
 	int rc;
 
-	if (!node_is_qcow2(n))
+	if (!node_is_qcow2(n) && !store_is_raw(n))
 		return error_set(err, -ENOTSUP, "Can't store persistent bitmaps to %s: "
 				 "Operation not supported", n->name);
-	rc = check_image(n, name, granularity_bits, err);
+	rc = store_is_raw(n) ? store_raw_can_add(n, name, granularity_bits, err)
+			     : check_image(n, name, granularity_bits, err);
 	if (rc < 0)
 		error_prefix(err, "Can't make bitmap '%s' persistent in '%s': ", name, n->name);
 	return rc;
@@ -381,11 +385,22 @@ static void store_forget(struct node *n)
 	}
 }
 
+/* Which store N's bitmaps have. */
+static int load(struct node *n, struct error *err)
+{
+	return store_is_raw(n) ? store_raw_load(n, err) : store_load(n, err);
+}
+
+static int store(struct node *n, struct error *err)
+{
+	return store_is_raw(n) ? store_raw_store(n, err) : store_store(n, err);
+}
+
 void bitmaps_init(void)
 {
 	static const struct node_bitmap_hooks hooks = {
-		.load = store_load,
-		.store = store_store,
+		.load = load,
+		.store = store,
 		.drop = store_drop,
 		.may_forget = store_may_forget,
 		.forget = store_forget,

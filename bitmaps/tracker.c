@@ -62,14 +62,18 @@ static void tracker_before(struct tap *t, const struct tap_request *rq)
 	}
 	if (rq->kind != TAP_WRITE)
 		changes_before(tr->node, rq);
+	live_stamp(tr->node);
 	if (live && tr->node->live)
 		live_mark(tr->node, rq->off, rq->len);
 }
 
 static void tracker_after(struct tap *t, const struct tap_request *rq, int rc)
 {
+	struct node *n = ((struct tracker *)t)->node;
+
+	live_stamp(n);
 	if (rq->kind != TAP_WRITE)
-		changes_after(((struct tracker *)t)->node, rq, rc);
+		changes_after(n, rq, rc);
 }
 
 static const struct tap_ops tracker_ops = {

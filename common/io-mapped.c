@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static int hex_digit(char c)
@@ -39,12 +40,23 @@ static int boot_id(uint8_t id[16])
 	return rc ? rc : digits == 32 ? 0 : -EINVAL;
 }
 
+static int64_t clock_ns(clockid_t clock)
+{
+	struct timespec t;
+
+	return clock_gettime(clock, &t) < 0 ? 0 : (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 int io_sys_identity(struct io_file *f, struct io_identity *id)
 {
 	struct stat st;
 
 	if (fstat(f->fd, &st) < 0)
 		return -errno;
+	id->size = f->is_block_device ? 0 : (uint64_t)st.st_size;
+	id->mtime = f->is_block_device ? 0
+		    : (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+	id->booted = clock_ns(CLOCK_REALTIME) - clock_ns(CLOCK_BOOTTIME);
 	id->dev = f->is_block_device ? st.st_rdev : st.st_dev;
 	id->ino = f->is_block_device ? 0 : st.st_ino;
 	return boot_id(id->boot);

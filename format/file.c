@@ -8,6 +8,7 @@
  * file-direct.c.
  */
 #include "format/file-int.h"
+#include "format/sidecar.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -34,6 +35,8 @@ static int file_take_options(struct node *n, struct file *s, struct json_object 
 		rc = opts_enum(opts, "aio", aios, &aio, err);
 	if (!rc)
 		rc = opts_enum(opts, "locking", lockings, &locking, err);
+	if (!rc)
+		rc = sidecar_options(n, opts, err);
 	if (!rc && aio == 1 && !n->cache_direct)
 		rc = error_set(err, -EINVAL, "aio=native was specified, but it requires cache.direct=on, which was not specified.");
 	s->locking = locking != 2 && !n->force_share;
@@ -85,7 +88,7 @@ static int file_open_common(struct node *n, struct json_object *opts, bool devic
 	if (size < 0)
 		return error_errno(err, (int)size, "Could not get size of '%s'", n->filename);
 	n->size = (uint64_t)size;
-	return 0;
+	return sidecar_open(n, err);
 }
 
 static int file_open(struct node *n, struct json_object *opts, struct error *err)
@@ -138,6 +141,7 @@ static void file_close(struct node *n)
 {
 	struct file *s = n->state;
 
+	sidecar_close(n);
 	if (s->f)
 		file_lock_drop(s);
 	io_file_unref(s->f);
@@ -318,7 +322,7 @@ struct io_file *node_storage(const struct node *n)
 	return n->driver == &file_driver || n->driver == &host_device_driver ? s->f : NULL;
 }
 
-static const char *const file_options[] = { "filename", "aio", "locking", NULL };
+static const char *const file_options[] = { "filename", "aio", "locking", "sidecar-dir", "trust-sidecar", NULL };
 
 static void file_moved(struct node *n)
 {

@@ -92,6 +92,10 @@ static int perm_refresh(struct node *n, struct error *err)
 		perm |= o->perm;
 		shared &= o->shared;
 	}
+	if (n->sidecar.held) {
+		perm |= PERM_WRITE;
+		shared &= ~(unsigned)(PERM_WRITE | PERM_RESIZE);
+	}
 	if (n->inactive) {
 		perm = 0;
 		shared = PERM_ALL;

@@ -158,6 +158,16 @@ struct node_driver {
 	void (*info)(struct node *n, struct json_object *image);
 };
 
+/* Where the bitmaps of an image that can hold none are kept: a file beside it
+ * (bitmaps/store-raw.c, format/sidecar.c). */
+struct node_sidecar {
+	bool possible;			/* N is a file, or shows all of one as it is */
+	bool trust;			/* "trust-sidecar" */
+	bool held;			/* bitmaps/ has it open: nobody but N's users may write below N,
+					 * and no other process, even while none of them does */
+	char *dir;			/* "sidecar-dir"; owned; NULL: beside the file */
+};
+
 struct node {
 	char name[NODE_NAME_MAX + 1];
 	const struct node_driver *driver;
@@ -197,6 +207,7 @@ struct node {
 	struct gate gate;		/* used when the node is the root of a disk */
 	struct bitmap *bitmaps;		/* owned by bitmaps/ */
 	struct live *live;		/* owned by bitmaps/: the file that their bits are in */
+	struct node_sidecar sidecar;
 	struct node *next;		/* in graph->nodes */
 };
 

@@ -10,6 +10,7 @@
 #include "common/checked.h"
 #include "common/options.h"
 #include "format/node.h"
+#include "format/sidecar.h"
 
 struct raw {
 	uint64_t offset;		/* bytes into the file where the image begins */
@@ -47,6 +48,8 @@ static int raw_open(struct node *n, struct json_object *opts, struct error *err)
 	if (!rc)
 		rc = opts_u64(opts, "size", &r->size, err);
 	if (!rc)
+		rc = sidecar_options(n, opts, err);
+	if (!rc)
 		rc = node_open_child(n, opts, "file", CHILD_FILE, err);
 	if (rc)
 		return rc;
@@ -54,11 +57,15 @@ static int raw_open(struct node *n, struct json_object *opts, struct error *err)
 		n->read_only = true;
 	if (!n->filename && n->child[CHILD_FILE]->filename)
 		n->filename = strdup(n->child[CHILD_FILE]->filename);
-	return raw_fit(n, r, err);
+	rc = raw_fit(n, r, err);
+	if (!rc && node_storage(n->child[CHILD_FILE]) && !r->offset && !r->has_size)
+		rc = sidecar_open(n, err);
+	return rc;
 }
 
 static void raw_close(struct node *n)
 {
+	sidecar_close(n);
 	free(n->state);
 	n->state = NULL;
 }
@@ -144,7 +151,7 @@ static bool raw_host_range(struct node *n, uint64_t off, uint64_t len, struct io
 	return node_host_range(n->child[CHILD_FILE], off + raw_offset(n), len, f, host_off);
 }
 
-static const char *const raw_options[] = { "file", "offset", "size", NULL };
+static const char *const raw_options[] = { "file", "offset", "size", "sidecar-dir", "trust-sidecar", NULL };
 
 const struct node_driver raw_driver = {
 	.name = "raw",

@@ -215,9 +215,11 @@ def test_many_and_long_names(daemon, tmp, image):
     assert sorted(states(daemon.serve(image))) == sorted(names)
 
 
-def test_raw_cannot_store(two):
-    kind, text = two.qmp.error("block-dirty-bitmap-add", node="other", name="b", persistent=True)
-    assert (kind, text) == ("GenericError", "Can't store persistent bitmaps to other: Operation not supported")
+def test_a_part_of_a_file_cannot_store(daemon, tmp):
+    path = tools.create(tmp / "a.raw", SIZE, "raw")
+    d = daemon.start("--blockdev", f"driver=raw,node-name=part,offset=65536,file.driver=file,file.filename={path}")
+    kind, text = d.qmp.error("block-dirty-bitmap-add", node="part", name="b", persistent=True)
+    assert (kind, text) == ("GenericError", "Can't store persistent bitmaps to part: Operation not supported")
 
 
 def test_read_only_image_keeps_its_bitmaps(daemon, image):
