@@ -68,7 +68,8 @@ struct view_log {
 	uint64_t oldest;		/* the first number that may be in memory */
 	uint32_t per_segment;		/* blocks */
 	uint64_t memory, stored;	/* bytes */
-	void *spare;			/* a segment's memory that is free */
+	void *spare[4];			/* segments' memory that is free */
+	unsigned n_spare;
 	struct co_queue space;		/* wait for memory */
 	bool flushing, punching;
 	struct segment *punch;		/* have blocks to give back */

@@ -63,10 +63,10 @@ static void free_memory(struct view *v, struct segment *s)
 
 	if (!s->mem)
 		return;
-	if (l->spare)
+	if (l->n_spare == sizeof(l->spare) / sizeof(l->spare[0]) || v->broken)
 		free(s->mem);
 	else
-		l->spare = s->mem;
+		l->spare[l->n_spare++] = s->mem;
 	s->mem = NULL;
 	l->memory -= segment_bytes(v);
 	co_queue_wake_all(&l->space);
@@ -103,7 +103,8 @@ void view_log_close(struct view *v)
 		}
 	}
 	free(l->v);
-	free(l->spare);
+	while (l->n_spare)
+		free(l->spare[--l->n_spare]);
 	io_file_unref(l->file);
 	*l = (struct view_log){ 0 };
 }
@@ -309,17 +310,17 @@ static struct segment *new_segment(struct view *v)
 {
 	struct view_log *l = &v->log;
 	struct segment *s = calloc(1, sizeof(*s));
-	void *mem = l->spare;
+	void *mem = NULL;
 
-	if (s && !mem && posix_memalign(&mem, 4096, segment_bytes(v)))
+	if (l->n_spare)
+		mem = l->spare[--l->n_spare];
+	else if (posix_memalign(&mem, 4096, segment_bytes(v)))
 		mem = NULL;
 	if (!s || !mem || !make_room_in_table(l)) {
 		free(s);
-		if (mem != l->spare)
-			free(mem);
+		free(mem);
 		return NULL;
 	}
-	l->spare = NULL;
 	s->mem = mem;
 	s->number = l->n;
 	l->v[l->n++] = s;
