@@ -90,7 +90,7 @@ deps:					## installs what is missing, from Debian (apt-get; sudo when not root)
 # Each of the next two is the only command that a fresh machine needs.
 check: deps				## everything that gates a change, under 10 minutes
 	@$(MAKE) --no-print-directory check-run
-demo: deps				## a live disk, a full and an incremental backup, proven
+demo: deps				## three live disks, one instant, a crash in the middle, all proven
 	@$(MAKE) --no-print-directory programs
 	@BUILD=$(BUILD) tests/demo/demo
 

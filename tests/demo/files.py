@@ -12,18 +12,8 @@ import time
 import nbd
 
 # mke2fs -d takes time for every file: enough of both for a real file system, not more.
-FILES_MAX = 16000
-BYTES_MAX = 400 << 20
-
-# Run by nbdsh, which brings the connected handle `h`.
-COPY_EXTENTS = """
-import json, os
-with open(os.environ["TARGET"], "r+b") as out:
-    for offset, length in json.load(open(os.environ["EXTENTS"])):
-        for at in range(offset, offset + length, 1 << 20):
-            out.seek(at)
-            out.write(h.pread(min(1 << 20, offset + length - at), at))
-"""
+FILES_MAX = 4000
+BYTES_MAX = 100 << 20
 
 
 class Failed(Exception):
@@ -38,12 +28,16 @@ def run(*argv, text=None):
     return done.stdout
 
 
-def measure(path):
-    """(files, bytes) below PATH."""
+def measure(path, files_max, bytes_max):
+    """(files, bytes) below PATH; None as soon as it is more than that."""
     count = size = 0
     for base, dirs, names in os.walk(path):
         count += len(dirs) + len(names)
+        if count > files_max:
+            return None
         size += sum(os.lstat(os.path.join(base, n)).st_size for n in names)
+        if size > bytes_max:
+            return None
     return count, size
 
 
@@ -54,12 +48,12 @@ def collect(source, target):
     for part in sorted(pathlib.Path(source).iterdir()):
         if part.is_symlink() or not part.is_dir() or not os.access(part, os.R_OK | os.X_OK):
             continue
-        count, size = measure(part)
-        if total[0] + count > FILES_MAX or total[1] + size > BYTES_MAX:
+        found = measure(part, FILES_MAX - total[0], BYTES_MAX - total[1])
+        if found is None:
             continue
         # What this user may not read is left out.
         subprocess.run(["cp", "-a", "--reflink=auto", part, target], stderr=subprocess.DEVNULL, check=False)
-        total = [total[0] + count, total[1] + size]
+        total = [total[0] + found[0], total[1] + found[1]]
     return total
 
 
