@@ -134,15 +134,15 @@ static struct bitmap *next_ended(struct node *n)
 	return oldest;
 }
 
-/* What was handed down is durable before what it was handed down from goes. */
+/* Durably, together with what was handed down. */
 static int unstore_ended(struct node *n, struct error *err)
 {
 	struct bitmap *b = next_ended(n);
-	int rc = b ? bitmaps_commit(n, err) : 0;
+	int rc = 0;
 
 	if (!b)
 		return 0;
-	while (!rc && (b = next_ended(n)))
+	for (; b && !rc; b = next_ended(n))
 		rc = bitmap_unstore(b, err);
 	return rc ? rc : bitmaps_commit(n, err);
 }
