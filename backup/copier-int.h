@@ -19,12 +19,14 @@
 #include "format/node.h"
 
 #define COPIER_MEMORY (16u << 20)	/* bytes of all buffers of a copier */
-#define COPIER_CHUNK_MAX (1u << 20)	/* of one request, when nobody says */
+#define COPIER_CHUNK_MAX (1u << 20)	/* of one request, when nobody says, */
+#define COPIER_CHUNK_CACHED (256u << 10)	/* and into the page cache */
 #define COPIER_BLOCK (64u << 10)	/* zeroes are looked for in blocks of this size */
 #define COPIER_WORKERS 16u
 #define COPIER_WORKERS_MAX 64u
 #define COPIER_BITS_MAX (64ull << 20)	/* bytes of the bitmap of what is left */
 #define COPIER_CLUSTER_MAX (2u << 20)	/* the largest unit that can be compressed */
+#define COPIER_UNFLUSHED (64u << 20)	/* bytes after which the target is flushed */
 #define COPIER_HOT 64u			/* kept blocks that are remembered */
 #define COPIER_EXTENTS 1024u		/* of the source's map that are kept */
 #define COPIER_ZERO_MAX (64ull << 30)	/* longest request for zeroes */
@@ -80,6 +82,9 @@ struct copier {
 		bool is_read;
 		uint64_t off, len;
 	} failure;
+	uint64_t unflushed;		/* bytes of data since the last flush was begun */
+	bool flushing;
+	int flush_rc;			/* of one that failed: the run ends with it */
 	uint64_t retry_ns;		/* how long the next retry waits */
 
 	void **buffers;			/* free ones, the last used on top */

@@ -64,13 +64,25 @@ static int make_maps(struct copier *c)
 	return c->source.x.v && c->target.x.v && c->buffers ? bitmap_alloc_bits(&c->left) : -ENOMEM;
 }
 
+/* Files that the page cache stands before take short requests better: the processor's
+ * cache holds them, and the kernel finds its pages one by one. */
+static uint64_t default_chunk(const struct node *target)
+{
+	const struct io_file *f;
+
+	while (target->child[CHILD_FILE])
+		target = target->child[target->child[CHILD_DATA_FILE] ? CHILD_DATA_FILE : CHILD_FILE];
+	f = node_storage(target);
+	return f && !f->direct ? COPIER_CHUNK_CACHED : COPIER_CHUNK_MAX;
+}
+
 /* Buffers of all workers together keep to the copier's memory. */
 static void set_sizes(struct copier *c)
 {
 	uint64_t g = bitmap_granularity(&c->left), most;
 
 	c->block = min_u64(g, COPIER_BLOCK);
-	c->chunk = c->o.max_chunk ? align_down(c->o.max_chunk, 4096) : COPIER_CHUNK_MAX;
+	c->chunk = c->o.max_chunk ? align_down(c->o.max_chunk, 4096) : default_chunk(c->o.target);
 	if (c->o.compress)
 		c->chunk = max_u64(c->chunk, min_u64(g, COPIER_CLUSTER_MAX));
 	c->chunk = min_u64(max_u64(c->chunk, c->block), COPIER_MEMORY);
@@ -210,7 +222,7 @@ void copier_left_to_bitmap(const struct copier *c, struct bitmap *b)
 
 bool copier_should_stop(const struct copier *c)
 {
-	return c->stop || c->failure.rc || (c->o.job && job_wants_stop(c->o.job));
+	return c->stop || c->failure.rc || c->flush_rc || (c->o.job && job_wants_stop(c->o.job));
 }
 
 static void task_end(struct copier *c, struct copier_task *t)
@@ -234,6 +246,7 @@ static void task_failed(struct copier *c, struct copier_task *t, const struct co
 static void task_done(struct copier *c, const struct copier_task *t)
 {
 	c->done += t->len;
+	c->unflushed += t->flight;
 	if (c->o.job)
 		job_progress(c->o.job, t->len);
 	if (!c->failure.rc)
@@ -271,6 +284,18 @@ static void start_worker(struct copier *c)
 		worker(c);
 }
 
+/* What was copied goes to storage as the copy goes on, beside the other workers' requests:
+ * a last flush of all of it would take long, and hold up a guest on the same storage. */
+static void flush_some(struct copier *c)
+{
+	c->flushing = true;
+	c->unflushed = 0;
+	if (c->running < c->workers)
+		start_worker(c);
+	c->flush_rc = copier_flush(c);
+	c->flushing = false;
+}
+
 /* Picks and copies one range.  False: there is none for this worker any more. */
 static bool work_once(struct copier *c)
 {
@@ -293,6 +318,8 @@ static bool work_once(struct copier *c)
 	task_settle(c, &t, was, rc, &f);
 	if (loop_self() && loop_turn() != turn && c->running < c->workers)
 		start_worker(c);
+	if (c->unflushed >= COPIER_UNFLUSHED && !c->flushing && co_self())
+		flush_some(c);
 	return true;
 }
 
@@ -393,6 +420,8 @@ static int drain(struct copier *c, struct error *err)
 		if (rc || !c->left.dirty)
 			return rc;
 		run_workers(c);
+		if (c->flush_rc)
+			return error_set(err, c->flush_rc, "%s", strerror(-c->flush_rc));
 		if (c->failure.rc && !(c->o.job && job_is_cancelled(c->o.job)))
 			rc = judge(c, err);
 		if (rc)
@@ -405,6 +434,7 @@ int copier_run(struct copier *c, struct error *err)
 	int rc;
 
 	tell_total(c);
+	c->flush_rc = 0;
 	do {
 		rc = drain(c, err);
 		if (!rc && (rc = copier_flush(c)))
