@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""merino backup: every point is the disks at one instant, proven without Merino; whatever interrupts it."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from lib import proof, tools
+from lib.daemon import disk_args
+from lib.proof import Writer, leftovers, points, prove
+
+pytestmark = pytest.mark.merino_only
+
+MIB = 1 << 20
+SIZE = 8 * MIB
+
+
+@pytest.fixture
+def live(daemon, tmp):
+    """Two disks of a running merinod."""
+    for name in "ab":
+        tools.create(tmp / f"{name}.qcow2", SIZE)
+    return start(daemon, tmp)
+
+
+def start(daemon, tmp):
+    return daemon.start(*disk_args(tmp / "a.qcow2", name="a"), *disk_args(tmp / "b.qcow2", name="b"))
+
+
+def writer(d, **kw):
+    return Writer({n: d.uri(n) for n in "ab"}, SIZE, **kw)
+
+
+def backup(merino, *args, **kw):
+    """A good run's point."""
+    return json.loads(merino.run("backup", "--json", "--to", "repo", *args, **kw).stdout)
+
+
+def refused(merino, *args):
+    text = merino.run("backup", "--to", "repo", *args, status=1).stderr
+    assert text.startswith("merino backup: "), text
+    return text
+
+
+def repo(merino):
+    return pathlib.Path(merino.cwd) / "repo"
+
+
+def levels(point):
+    return {d["name"]: d["level"] for d in point["disks"]}
+
+
+def reasons(point):
+    return {d["name"]: d.get("reason") for d in point["disks"]}
+
+
+def states(merino, status=0):
+    return {p["point"]: p["state"] for p in
+            json.loads(merino.run("list", "--json", "repo", status=status).stdout)["points"]}
+
+
+def all_good(merino):
+    assert set(states(merino).values()) == {"good"} and not leftovers(repo(merino))
+
+
+# --- points
+
+def test_full_and_incrementals_under_load(live, merino):
+    w = writer(live, pause=0.0005)
+    w.write(300)
+    made = []
+    with w:
+        for _ in range(7):
+            made.append(backup(merino, "--socket", live.qmp_path))
+            time.sleep(0.05)
+    assert [levels(p) for p in made] == [dict(a="full", b="full")] + 6 * [dict(a="incremental", b="incremental")]
+    assert [p["disks"][0].get("parent") for p in made] == [None] + [p["point"] for p in made[:-1]]
+    instants = [w.instant(prove(repo(merino), p["point"])) for p in made]
+    assert instants == sorted(instants) and len(set(instants)) == 7
+    assert all(p["consistency"] == "crash-consistent" and p["server"].startswith("merinod ") for p in made)
+    all_good(merino)
+    assert {c["state"] for c in live.qmp.cmd("query-checkpoints")} == {"active"}
+    assert len(live.qmp.cmd("query-checkpoints")) <= 2, "old checkpoints are left"
+
+
+def test_nothing_changed(live, merino):
+    backup(merino, "--socket", live.qmp_path)
+    second = backup(merino, "--socket", live.qmp_path)
+    assert [d["read-bytes"] for d in second["disks"]] == [0, 0]
+    prove(repo(merino), second["point"])
+
+
+def test_one_disk_and_its_name(live, merino):
+    w = writer(live)
+    w.write(50)
+    one = backup(merino, "--socket", live.qmp_path, "--name", "mon.1", "a")
+    w.write(10)
+    backup(merino, "--socket", live.qmp_path, "--name", "tue", "b")
+    w.write(10)
+    assert one["point"] == "mon.1" and levels(one) == dict(a="full")
+    both = backup(merino, "--socket", live.qmp_path, "a", "b")
+    assert levels(both) == dict(a="incremental", b="incremental")
+    assert [d["parent"] for d in both["disks"]] == ["mon.1", "tue"]
+    assert w.instant(prove(repo(merino), both["point"])) == 70
+    named = backup(merino, "--socket", live.qmp_path, "root ü/x=a")
+    assert named["disks"][0]["file"].startswith("root%20%C3%BC%2Fx@")
+    assert "has a restore point tue" in refused(merino, "--socket", live.qmp_path, "--name=tue")
+    all_good(merino)
+
+
+def test_full_when_asked(live, merino):
+    backup(merino, "--socket", live.qmp_path)
+    assert reasons(backup(merino, "--full", "--socket", live.qmp_path)) == dict(a="asked for", b="asked for")
+
+
+def test_daemon_that_restarts(daemon, live, merino, tmp):
+    w = writer(live)
+    w.write(100)
+    backup(merino, "--socket", live.qmp_path)
+    w.write(20)
+    live.kill()
+    again = start(daemon, tmp)
+    w.handles = writer(again).handles
+    w.write(20)
+    p = backup(merino, "--socket", again.qmp_path)
+    assert levels(p) == dict(a="incremental", b="incremental")
+    assert w.instant(prove(repo(merino), p["point"])) == 140
+
+
+def test_disk_that_was_rolled_back(daemon, live, merino, tmp):
+    """The daemon knows an older point's checkpoint only: the increment rests on that one, not on the last."""
+    w = writer(live)
+    w.write(60)
+    first = backup(merino, "--socket", live.qmp_path)
+    live.stop()
+    for n in "ab":
+        (tmp / f"{n}.old").write_bytes((tmp / f"{n}.qcow2").read_bytes())
+    again = start(daemon, tmp)
+    w.handles = writer(again).handles
+    w.write(60)
+    second = backup(merino, "--socket", again.qmp_path)
+    again.stop()
+    for n in "ab":
+        (tmp / f"{n}.old").rename(tmp / f"{n}.qcow2")
+    third = start(daemon, tmp)
+    del w.history[60:]
+    w.handles = writer(third).handles
+    w.write(5)
+    p = backup(merino, "--socket", third.qmp_path)
+    assert [d["parent"] for d in p["disks"]] == 2 * [first["point"]] != 2 * [second["point"]]
+    assert w.instant(prove(repo(merino), p["point"])) == 65
+
+
+@pytest.mark.parametrize("how", ["zlib", "zstd"])
+def test_compressed(live, merino, how):
+    w = writer(live)
+    w.write(200)
+    p = backup(merino, f"--compress={how}", "--socket", live.qmp_path)
+    assert os.stat(repo(merino) / p["disks"][0]["file"]).st_size < SIZE / 8
+    assert w.instant(prove(repo(merino), p["point"])) == 200
+
+
+def test_image_that_nothing_has_open(merino, tmp):
+    tools.create(tmp / "vm.disk.qcow2", SIZE)
+    tools.qemu_io(tmp / "vm.disk.qcow2", f"write -P 1 0 {MIB}")
+    full = backup(merino, tmp / "vm.disk.qcow2")
+    assert levels(full) == {"vm.disk": "full"}
+    tools.qemu_io(tmp / "vm.disk.qcow2", "write -P 2 512 1024", f"write -z {MIB // 2} 4096")
+    p = backup(merino, tmp / "vm.disk.qcow2")
+    assert levels(p) == {"vm.disk": "incremental"} and p["disks"][0]["data-bytes"] <= 128 << 10
+    assert prove(repo(merino), p["point"])["vm.disk"] == tools.content(tmp / "vm.disk.qcow2")
+    tools.check(tmp / "vm.disk.qcow2")
+
+
+def test_image_that_somebody_has_open(live, merino, tmp):
+    text = refused(merino, tmp / "a.qcow2")
+    assert 'Failed to get "write" lock' in text
+    assert "No such file" in refused(merino, tmp / "nope.qcow2")
+    assert not leftovers(repo(merino))
+
+
+# --- chains that cannot be trusted
+
+def test_checkpoint_that_is_gone(live, merino):
+    backup(merino, "--socket", live.qmp_path)
+    for c in live.qmp.cmd("query-checkpoints"):
+        live.qmp.cmd("checkpoint-delete", {"id": c["id"]})
+    p = backup(merino, "--socket", live.qmp_path)
+    assert levels(p) == dict(a="full", b="full")
+    assert "no longer has the checkpoint" in reasons(p)["a"]
+
+
+@pytest.mark.parametrize("harm", ["image", "sums", "manifest", "sums rot", "backing"])
+def test_chain_that_is_damaged(live, merino, harm):
+    w = writer(live)
+    w.write(50)
+    one = backup(merino, "--socket", live.qmp_path, "--name=one")
+    backup(merino, "--socket", live.qmp_path, "--name=two")
+    image, sums = repo(merino) / one["disks"][0]["file"], repo(merino) / one["disks"][0]["sums"]
+    if harm == "image":
+        image.unlink()
+    elif harm == "sums":
+        sums.unlink()
+    elif harm == "manifest":
+        text = (repo(merino) / "one.json").read_text()
+        (repo(merino) / "one.json").write_text(text.replace('"sequence": 1', '"sequence": 0'))
+    elif harm == "sums rot":
+        data = bytearray(sums.read_bytes())
+        data[-1] ^= 1
+        sums.write_bytes(data)
+    else:
+        tools.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "/etc/passwd",
+                  repo(merino) / "a@two.qcow2")
+    w.write(10)
+    p = backup(merino, "--socket", live.qmp_path)
+    assert levels(p)["a"] == "full" and reasons(p)["a"], p
+    assert w.instant(prove(repo(merino), p["point"])) == 60
+    assert states(merino, 2 if harm in ("image", "sums", "manifest") else 0)[p["point"]] == "good"
+
+
+def test_parent_that_rots(live, merino):
+    """A chunk of which a part is new gets no checksum over bytes that have rotted; the point becomes a full."""
+    h = live.libnbd("a")
+    h.pwrite(b"1" * 65536, MIB)
+    one = backup(merino, "--socket", live.qmp_path, "--name=one", "a")
+    image = repo(merino) / one["disks"][0]["file"]
+    data = image.read_bytes()
+    at = data.index(b"1" * 4096)
+    image.write_bytes(data[:at + 60000] + b"x" + data[at + 60001:])
+    # Only bytes of the disk: the bitmap's granule is the chunk, so make a part by a bitmap that is finer.
+    h.pwrite(b"2" * 512, MIB)
+    done = merino.run("backup", "--json", "--to", "repo", "--socket", live.qmp_path, "a")
+    p = json.loads(done.stdout)
+    content = prove(repo(merino), p["point"])["a"]
+    assert content[MIB:MIB + 65536] == b"2" * 512 + b"1" * (65536 - 512)
+
+
+def test_disk_added_later(daemon, merino, tmp):
+    for name in "ab":
+        tools.create(tmp / f"{name}.qcow2", SIZE)
+    d = daemon.start(*disk_args(tmp / "a.qcow2", name="a"))
+    backup(merino, "--socket", d.qmp_path)
+    d.stop()
+    d = start(daemon, tmp)
+    p = backup(merino, "--socket", d.qmp_path)
+    assert levels(p) == dict(a="incremental", b="full")
+    assert reasons(p)["b"] == "the first restore point of this disk"
+
+
+def test_disk_that_grew(live, merino, tmp):
+    h = live.libnbd("a")
+    h.pwrite(b"1" * MIB, SIZE - MIB)
+    backup(merino, "--socket", live.qmp_path, "a")
+    live.qmp.cmd("block_resize", {"node-name": "a", "size": SIZE + 2 * MIB + 512})
+    g = live.libnbd("a")
+    g.pwrite(b"2" * MIB, SIZE + MIB)
+    p = backup(merino, "--socket", live.qmp_path, "a")
+    content = prove(repo(merino), p["point"])["a"]
+    assert len(content) == SIZE + 2 * MIB + 512
+    assert content == bytes(SIZE - MIB) + b"1" * MIB + bytes(MIB) + b"2" * MIB + bytes(512)
+
+
+# --- whatever interrupts it
+
+def run_and_kill(merino, d, rng, signo):
+    """A run that gets SIGNO at some time; whether it came to its end."""
+    args = merino.argv("backup", "--quiet", "--to", "repo", "--socket", d.qmp_path)
+    run = subprocess.Popen(args, cwd=merino.cwd, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(rng.random() * rng.choice([0.02, 0.1, 0.3]))
+    run.send_signal(signo)
+    return run.wait(20) == 0
+
+
+def interrupted(live, merino, rounds, seed):
+    rng = random.Random(seed)
+    w = writer(live, seed=seed, pause=0.001)
+    w.write(100)
+    with w:
+        for _ in range(rounds):
+            run_and_kill(merino, live, rng, signal.SIGKILL)
+            if rng.random() < 0.3:
+                backup(merino, "--socket", live.qmp_path)
+        last = backup(merino, "--socket", live.qmp_path)
+    assert levels(last) == dict(a="incremental", b="incremental") or len(points(repo(merino))) == 1
+    all_good(merino)
+    instants = [w.instant(prove(repo(merino), p)) for p in points(repo(merino))]
+    assert instants == sorted(instants)
+    assert {c["state"] for c in live.qmp.cmd("query-checkpoints")} == {"active"}
+
+
+def test_killed_at_any_moment(live, merino):
+    interrupted(live, merino, 12, 1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_often(live, merino, seed):
+    interrupted(live, merino, 100, seed)
+
+
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal(live, merino, signo):
+    writer(live).write(400)
+    args = merino.argv("backup", "--to", "repo", "--socket", live.qmp_path, "--limit=1M")
+    run = subprocess.Popen(args, cwd=merino.cwd, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 20
+    while not list(repo(merino).glob(".*.qcow2.partial")) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert set(states(merino).values()) == {"unfinished"}
+    run.send_signal(signo)
+    assert run.wait(20) == -signo and "stopped by a signal" in run.stderr.read()
+    run.stderr.close()
+    assert not leftovers(repo(merino)) and not points(repo(merino))
+    assert live.qmp.cmd("query-checkpoints") == []
+
+
+def test_daemon_that_dies(live, merino):
+    writer(live).write(400)
+    args = merino.argv("backup", "--to", "repo", "--socket", live.qmp_path, "--limit=1M", "--timeout=2")
+    run = subprocess.Popen(args, cwd=merino.cwd, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 20
+    while not list(repo(merino).glob(".*.qcow2.partial")) and time.monotonic() < end:
+        time.sleep(0.01)
+    live.kill()
+    assert run.wait(30) == 1
+    run.stderr.close()
+    assert not leftovers(repo(merino)) and not points(repo(merino))
+
+
+@pytest.mark.parametrize("size", ["300k", "2M", "9M"])
+def test_no_space(live, merino, size):
+    """The target is full at different places: an error, nothing left, and the next run elsewhere is right."""
+    w = writer(live)
+    w.write(400)
+    repo(merino).mkdir()
+    script = f'mount -t tmpfs -o size={size} none repo && ! "$@" && ls -A repo'
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh",
+                           *merino.argv("backup", "--to", "repo", "--socket", live.qmp_path)], cwd=merino.cwd,
+                          capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0 and "No space left" in done.stderr, done.stderr
+    assert set(done.stdout.split()) <= {".lock", "repository.json"}
+    assert live.qmp.cmd("query-checkpoints") == []
+    p = backup(merino, "--socket", live.qmp_path)
+    assert w.instant(prove(repo(merino), p["point"])) == 400
+
+
+def test_two_writers(live, merino):
+    writer(live).write(400)
+    args = merino.argv("backup", "--quiet", "--to", "repo", "--socket", live.qmp_path, "--limit=4M")
+    run = subprocess.Popen(args, cwd=merino.cwd, stdin=subprocess.DEVNULL)
+    end = time.monotonic() + 20
+    while not list(repo(merino).glob(".*.qcow2.partial")) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert "is in use" in refused(merino, "--socket", live.qmp_path)
+    assert run.wait(30) == 0
+    all_good(merino)
+
+
+# --- the command line
+
+def test_json_and_text(live, merino):
+    p = backup(merino, "--socket", live.qmp_path)
+    manifest = points(repo(merino))[p["point"]]
+    assert {k: v for k, v in p.items() if k in manifest} == \
+        {k: v for k, v in manifest.items() if k not in ("merino-point", "repository", "manifest-sha256")}
+    assert p["directory"] == "repo" and p["seconds"] >= 0
+    text = merino.run("backup", "--to", "repo", "--socket", live.qmp_path).stdout
+    assert f"incremental since {p['point']}" in text
+    assert merino.run("backup", "-q", "--to", "repo", "--socket", live.qmp_path).stdout == ""
+
+
+def test_progress(live, merino):
+    writer(live).write(400)
+    read, write = os.pipe()
+    merino.run("backup", "-q", "--to", "repo", "--socket", live.qmp_path, f"--progress={write}", pass_fds=[write])
+    os.close(write)
+    lines = os.fdopen(read).read().split()
+    assert lines[-1] == "100/100" and all(line.endswith("/100") for line in lines)
+
+
+@pytest.mark.parametrize("args, text", [
+    ((), "--to DIR is missing"),
+    (("--to=r",), "give --socket, URIs or images"),
+    (("--to=r", "--socket=s", "nbd://h/x"), "URIs do not go with --socket"),
+    (("--to=r", "nbd://h/x", "y.qcow2"), "URIs or images, not both"),
+    (("--to=r", "--socket=s", "--bitmap=b"), "--bitmap goes with URIs"),
+    (("--to=r", "--socket=s", "--name=../x"), "--name takes"),
+    (("--to=r", "--socket=s", "--name=repository"), "--name takes"),
+    (("--to=r", "--socket=s", "--compress=lzo"), "--compress takes"),
+    (("--to=r", "--socket=s", "--limit=0"), "--limit=0"),
+])
+def test_words_that_do_not_go(merino, args, text):
+    assert text in merino.run("backup", *args, status=1).stderr
+    assert os.listdir(merino.cwd) == []
+
+
+def test_directory_that_is_none(live, merino):
+    repo(merino).mkdir()
+    (repo(merino) / "precious").write_text("x")
+    assert "is not empty" in refused(merino, "--socket", live.qmp_path)
+    assert "no backup repository" in merino.run("list", "repo", status=1).stderr
