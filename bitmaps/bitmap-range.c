@@ -16,6 +16,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "bitmaps/bits.h"
@@ -76,8 +77,17 @@ void bitmap_zero_bits(struct bitmap *b)
 	b->dirty = 0;
 }
 
+/* A checkpoint's epoch: what changed since then includes what was not there (the copy of
+ * that time is shorter, and a device's new blocks hold anything).  Others are clean
+ * there, as in QEMU. */
+static bool counts_growth(const struct bitmap *b)
+{
+	return b->enabled && strncmp(b->name, "merino:", 7) == 0;
+}
+
 int bitmap_resize(struct bitmap *b, uint64_t size)
 {
+	uint64_t old = b->size;
 	uint64_t len = map_len(size, b->granularity_bits);
 	uint64_t granules = DIV_ROUND_UP(size, bitmap_granularity(b));
 	void *p;
@@ -104,6 +114,8 @@ int bitmap_resize(struct bitmap *b, uint64_t size)
 	if (b->size != size) {
 		b->changed = true;
 		b->size = size;
+		if (size > old && counts_growth(b))
+			bitmap_mark(b, old, size - old);
 		live_changed(b->node);
 	}
 	return 0;
