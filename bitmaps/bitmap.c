@@ -276,6 +276,7 @@ int bitmaps_resize(struct node *n, uint64_t size, struct error *err)
 {
 	struct bitmap *b, *failed;
 
+	live_stamp(n);
 	for (b = n->bitmaps; b; b = b->next)
 		if (bitmap_data_bytes(size, b->granularity_bits) > BITMAP_BYTES_MAX)
 			return error_set(err, -EFBIG, "Bitmap '%s' would take more than %llu MiB "

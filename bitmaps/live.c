@@ -191,8 +191,13 @@ static void stamp(struct live *l)
 
 void live_stamp(struct node *n)
 {
-	if (n->live && !n->live->failed && n->live->kind != LIVE_QCOW2)
-		stamp(n->live);
+	struct live *l = n->live;
+
+	if (!l || l->failed || l->kind == LIVE_QCOW2)
+		return;
+	stamp(l);
+	if (!l->timer.armed)
+		live_arm(l);		/* to have it synced */
 }
 
 /* -- changes --------------------------------------------------------------------------- */

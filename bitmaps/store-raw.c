@@ -183,10 +183,15 @@ static void let_go(struct node *n)
 	node_use_refresh(n, NULL);	/* asks for less: cannot fail */
 }
 
-static int begin(struct node *n, struct error *err)
+/* OLD: the one that is there.  The new one has its session: until it has marked regions of
+ * its own, those of the old one count. */
+static int begin(struct node *n, const struct live_found *old, struct error *err)
 {
 	uint8_t session[LIVE_SESSION];
-	int rc = live_new_session(session);
+	int rc = old ? 0 : live_new_session(session);
+
+	if (old)
+		memcpy(session, old->head.session, LIVE_SESSION);
 
 	if (rc)
 		return error_errno(err, rc, "Could not make a session");
@@ -255,7 +260,7 @@ static int load_to_write(struct node *n, struct live_found *f, struct error *err
 	int rc;
 
 	load_all(n, f);
-	rc = begin(n, err);
+	rc = begin(n, f, err);
 	if (rc)
 		/* The old one must not be taken for the truth later. */
 		live_found_remove(f);
@@ -314,7 +319,7 @@ static int close_clean(struct node *n, struct error *err)
 
 	if (!live_is_on(n)) {
 		live_end(n, true);
-		rc = begin(n, err);
+		rc = begin(n, NULL, err);
 	}
 	if (rc)
 		return rc;
@@ -372,7 +377,7 @@ int store_raw_expect(struct node *n, struct error *err)
 		rc = hold(n, err);
 	if (rc)
 		return rc;
-	rc = begin(n, err);
+	rc = begin(n, NULL, err);
 	if (rc && !any_persistent(n))
 		let_go(n);
 	return rc;

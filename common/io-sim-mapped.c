@@ -34,7 +34,7 @@ int sim_identity(struct io_file *f, struct io_identity *id)
 {
 	uint64_t boot = sim_of(f->io)->boots + 1;
 
-	*id = (struct io_identity){ .dev = 1, .ino = 5381 };
+	*id = (struct io_identity){ .dev = 1, .ino = 5381, .booted = 1 };	/* files have no times here */
 	memcpy(id->boot, &boot, sizeof(boot));
 	for (const char *p = image_of(f); *p; p++)
 		id->ino = id->ino * 33 + (uint8_t)*p;
