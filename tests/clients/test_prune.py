@@ -243,6 +243,33 @@ def test_killed_at_every_call(tmp, merino, calls):
     kill_everywhere(merino, tmp, r, ["p4", "p5"], calls, 0)
 
 
+def fault_everywhere(merino, tmp, source, kept, calls, error, nths):
+    for n, nth in enumerate(nths):
+        r = copies(tmp, source, n)
+        done = subprocess.run([tools.need("strace"), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e",
+                               f"inject={calls}:error={error}:when={nth}",
+                               *merino.argv("prune", "--keep", str(len(kept)), r.path)],
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.returncode in (0, 1), done
+        still_right(merino, r, kept)
+        shutil.rmtree(r.path)
+
+
+@pytest.mark.timeout(170)
+@pytest.mark.parametrize("calls, error, nths", [("pwrite64", "EIO", (2, 9)), ("pwrite64", "ENOSPC", (5,)),
+                                                ("fsync", "EIO", (1, 4)), ("renameat", "EIO", (1, 2))])
+def test_fault(repo, merino, tmp, calls, error, nths):
+    """Storage that fails once: whatever came of it, all that is listed is right, and the next run ends it."""
+    fault_everywhere(merino, tmp, repo, ["p4", "p5"], calls, error, nths)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("calls", SYSCALLS + MORE_SYSCALLS)
+def test_fault_at_every_call(repo, merino, tmp, calls):
+    fault_everywhere(merino, tmp, repo, ["p4", "p5"], calls, "EIO", range(1, 120))
+
+
 def test_interrupted(repo, merino):
     """^C in the middle of the copying: all is as it was, and the program dies of the signal."""
     proc = subprocess.Popen(merino.argv("prune", "--keep", "1", "--limit", "64k", repo.path), stderr=subprocess.PIPE, text=True)

@@ -328,3 +328,45 @@ def test_not_while_prune_works(repo, merino):
         merino.run("restore", repo.path, "x")
         fcntl.flock(f, fcntl.LOCK_EX)
         assert "in use" in refused(merino, repo.path, "y")
+
+
+# --- storage that fails
+
+
+def with_fault(merino, calls, error, nth, *args):
+    """restore, whose NTH call of one of CALLS fails."""
+    return subprocess.run([tools.need("strace"), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e",
+                           f"inject={calls}:error={error}:when={nth}", *merino.argv("restore", *args)], cwd=merino.cwd,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["x.raw", "x.qcow2"])
+@pytest.mark.parametrize("calls, error, nths", [("pwrite64", "EIO", (1, 2, 5)), ("pwrite64", "ENOSPC", (3,)),
+                                                ("fsync,fdatasync", "EIO", (1, 2)), ("renameat2", "EIO", (1,)),
+                                                ("pread64", "EIO", (3, 8, 12))])
+def test_fault(repo, merino, calls, error, nths, name):
+    """One error anywhere: it is said, and there is no file; or it did no harm, and the file is right."""
+    for nth in nths:
+        done = with_fault(merino, calls, error, nth, repo.path, name)
+        if done.returncode == 0:
+            tools.compare(out(merino, name), raw(repo, "p4"), name.split(".")[1])
+            out(merino, name).unlink()
+        else:
+            assert done.returncode == 1 and "merino restore: error" in done.stderr
+        assert os.listdir(merino.cwd) == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("calls", ["pwrite64", "pread64", "fsync,fdatasync", "openat", "ftruncate,fallocate"])
+@pytest.mark.parametrize("name", ["x.raw", "x.qcow2"])
+def test_fault_at_every_call(repo, merino, calls, name):
+    done, nth = None, 0
+    while nth < 400:
+        nth += 1
+        done = with_fault(merino, calls, "EIO", nth, repo.path, name)
+        if out(merino, name).exists():
+            assert done.returncode == 0
+            tools.compare(out(merino, name), raw(repo, "p4"), name.split(".")[1])
+            out(merino, name).unlink()
+        assert os.listdir(merino.cwd) == []
