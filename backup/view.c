@@ -316,7 +316,7 @@ int view_open(struct node *n, const struct view_options *o, struct view **out, s
 	v->n_blocks = DIV_ROUND_UP(v->size, 1ull << v->bits);
 	v->may_be_sparse = n->driver->map || n->driver->filter;
 	v->wait_ns = o->wait_ns;
-	v->break_guest = o->break_guest;
+	v->break_guest = o->break_guest && o->no_tap;	/* a tap cannot refuse a write */
 	view_tree_init(&v->tree, v->n_blocks);
 	rc = open_steps(v, o, err);
 	if (rc)

@@ -37,9 +37,9 @@ def image(request, tmp):
 
 
 class Rig:
-    def __init__(self, daemon, path, fmt, tmp):
+    def __init__(self, daemon, path, fmt, tmp, *options):
         self.tmp = tmp
-        self.d = daemon.start()
+        self.d = daemon.start(*options)
         self.add(disk_options(path, fmt))
         self.cmd("block-export-add", {"type": "nbd", "id": "e", "node-name": "disk", "name": "disk", "writable": True})
         self.guest = self.d.libnbd("disk")
@@ -277,6 +277,24 @@ def test_blockdev_replace_of_a_nodes_child(daemon, tmp):
                        ({"parent-type": "qdev", "qdev-id": "nope"}, "Device 'nope' not found"),
                        ({"parent-type": "qdev", "qdev-id": "e", "child": "file"}, "Parameter 'child' is unexpected")]:
         assert text in rig.d.qmp.error("blockdev-replace", more | {"new-child": "other"})[1]
+
+
+def test_nodes_on_several_threads(daemon, tmp):
+    """The filter is where its disk is; a target that nobody uses follows, one that is used does not."""
+    rig = Rig(daemon, tools.create(tmp / "d.raw", str(SIZE), "raw"), "raw", tmp, "--loops", "3")
+    for i in range(4):
+        path = tools.create(tmp / f"t{i}.qcow2", str(SIZE), "qcow2")
+        rig.add({"driver": "qcow2", "node-name": f"t{i}", "file": {"driver": "file", "filename": str(path)}})
+    for i in range(3):
+        rig.guest.pwrite(b"%d" % i * 4096, 0)
+        rig.insert(target=f"t{i}")
+        rig.show()
+        rig.guest.pwrite(b"z" * 4096, 0)
+        assert rig.d.libnbd("snap").pread(4096, 0) == b"%d" % i * 4096
+        rig.cmd("block-export-del", {"id": "s", "mode": "hard"})
+        rig.cmd("blockdev-del", {"node-name": "snap"})
+        rig.drive("disk")
+        rig.cmd("blockdev-del", {"node-name": "cbw"})
 
 
 def test_snapshot_of_no_filter(daemon, tmp):
