@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* pci: one bus, its devices' configuration space, BARs and MSI-X.
+ *
+ * Configuration space is reached by ports cf8/cfc and by ECAM.  BARs are placed by
+ * pci_place_bars() before a kernel is booted directly; firmware and kernels may move them.
+ * All with machine->lock held.
+ */
+#ifndef MERINO_VMM_PCI_H
+#define MERINO_VMM_PCI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "vmm/bus.h"
+
+struct machine;
+struct pci_device;
+
+#define PCI_DEVICES_MAX 32u
+#define PCI_CONFIG_BYTES 256u
+#define PCI_VECTORS_MAX 64u		/* of one device */
+
+struct pci_class {
+	uint16_t vendor, device, sub_vendor, sub_device;
+	uint8_t revision, class_code[3];	/* programming interface, subclass, class */
+	/* The one BAR of a device (0, 32-bit memory): OFF is relative to it. */
+	uint32_t bar_len;
+	uint64_t (*read)(struct pci_device *d, uint64_t off, unsigned size);
+	void (*write)(struct pci_device *d, uint64_t off, unsigned size, uint64_t value);
+	/* The BAR is at BASE now (0: nowhere): doorbells follow. */
+	void (*moved)(struct pci_device *d, uint64_t base);
+	void (*reset)(struct pci_device *d);
+};
+
+struct pci_vector {
+	uint64_t addr;
+	uint32_t data, control;
+	int route;			/* machine.h; -1: none yet */
+	int fd;				/* eventfd that raises it; any thread may write to it */
+	bool pending;
+};
+
+struct pci_device {
+	const struct pci_class *class;
+	struct machine *machine;
+	uint8_t slot;
+	uint8_t config[PCI_CONFIG_BYTES];
+	uint8_t writable[PCI_CONFIG_BYTES];	/* which bits the guest may change */
+	struct bus_region bar;
+	uint8_t cap_end;		/* where the next capability goes */
+	struct pci_vector *vector;
+	unsigned n_vectors;
+	uint32_t msix_at;		/* offset of the table in the BAR */
+	uint8_t msix_cap;
+};
+
+struct pci_bus {
+	struct machine *machine;
+	struct pci_device *device[PCI_DEVICES_MAX];
+	uint32_t address;		/* of port cf8 */
+	struct bus_region ports, ecam;
+};
+
+int pci_start(struct machine *m, struct error *err);	/* makes m->pci with a host bridge */
+void pci_end(struct machine *m);
+/* In the next free slot. */
+int pci_add(struct machine *m, struct pci_device *d, const struct pci_class *c, struct error *err);
+/* LEN bytes for a capability (its id first); its offset. */
+uint8_t pci_add_capability(struct pci_device *d, uint8_t id, uint8_t len);
+/* N vectors, their table and pending bits at AT in the BAR. */
+int pci_add_msix(struct pci_device *d, unsigned n, uint32_t at, struct error *err);
+/* For those who read and write the BAR: does it belong to MSI-X? */
+bool pci_msix_access(struct pci_device *d, uint64_t off, unsigned size, uint64_t *value, bool write);
+void pci_place_bars(struct machine *m);
+void pci_reset(struct machine *m);
+
+#endif

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* virtio: what a virtio 1.x device is, and its modern PCI transport (section 4.1).
+ *
+ * Registers are read and written under machine->lock.  activate() and reset() are the
+ * device's: after reset() returns no thread of the device touches guest memory or a queue.
+ */
+#ifndef MERINO_VMM_VIRTIO_H
+#define MERINO_VMM_VIRTIO_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "vmm/pci.h"
+#include "vmm/queue.h"
+
+struct machine;
+struct virtio;
+
+#define VIRTIO_QUEUES_MAX 64u
+#define VIRTIO_CONFIG_MAX 256u
+
+struct virtio_class {
+	const char *name;		/* "virtio-blk-pci": QEMU's */
+	uint16_t id;			/* 1 net, 2 block, 3 console, 4 entropy */
+	uint8_t class_code[3];
+	/* DRIVER_OK: the queues that are enabled may be used. */
+	int (*activate)(struct virtio *v);
+	void (*reset)(struct virtio *v);
+	/* The guest wrote to the device's configuration. */
+	void (*config_written)(struct virtio *v, unsigned off, unsigned len);
+};
+
+/* What of a device is saved with the machine, besides its queues and its class's own. */
+struct virtio_state {
+	uint32_t version;		/* 1 */
+	uint64_t acked;			/* features that the driver took */
+	uint8_t status, isr, generation;
+	uint16_t config_vector;
+	uint32_t feature_select, driver_select;
+	uint16_t queue_select;
+};
+
+struct virtio {
+	struct pci_device pci;
+	const struct virtio_class *class;
+	struct machine *machine;
+	struct virtio_state s;
+	uint64_t features;		/* offered; VERSION_1, INDIRECT, EVENT_IDX are added */
+	struct queue queue[VIRTIO_QUEUES_MAX];
+	int doorbell[VIRTIO_QUEUES_MAX];	/* eventfds */
+	unsigned n_queues;
+	uint16_t queue_size;		/* the largest offered */
+	uint8_t config[VIRTIO_CONFIG_MAX];
+	unsigned config_len;
+	bool active;
+	char id[64];			/* the device's id, QEMU's "id" */
+};
+
+/* N_QUEUES, FEATURES, CONFIG and ID are set. */
+int virtio_add(struct machine *m, struct virtio *v, const struct virtio_class *c, struct error *err);
+/* Any thread: queue I has something for the driver / the configuration has changed. */
+void virtio_interrupt(struct virtio *v, unsigned i);
+void virtio_config_changed(struct virtio *v);
+/* A queue is broken: DEVICE_NEEDS_RESET.  Any thread but one that holds machine->lock. */
+void virtio_needs_reset(struct virtio *v);
+
+#endif
