@@ -10,6 +10,7 @@
 #include <json-c/json.h>
 
 #include "bitmaps/bitmap.h"
+#include "bitmaps/live-int.h"
 #include "common/json.h"
 #include "common/log.h"
 #include "format/node.h"
@@ -33,6 +34,7 @@ static inline void disk_init(void)
 	log_init("fuzz", LOG_LEVEL_NONE);
 	graph_init(&graph);
 	qcow2_crashlog_bytes = LOG_BYTES;
+	live_table_bytes = 4096;
 	bitmaps_init();
 }
 
@@ -192,6 +194,8 @@ static inline void disk_run(unsigned flags, struct fuzz_bytes *script)
 	graph.next_auto = 0;
 	disk_use(flags, script);
 	disk_use(flags & ~DISK_WRITABLE, &rest);
+	memio_beside_put(LIVE_SUFFIX, NULL);
+	memio_beside_put(LIVE_REGIONS_SUFFIX, NULL);
 }
 
 #endif

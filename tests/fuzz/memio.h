@@ -14,7 +14,7 @@
 
 #include "common/checked.h"
 #include "common/extents.h"
-#include "common/io-mapped.h"
+#include "common/io-beside.h"
 #include "common/io.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -275,6 +275,153 @@ static inline void memio_mapped_end(struct io_mapped *m, bool remove)
 	free(m);
 }
 
+/* Files beside the image: two, of the image that is open.  Their memory does not move, so
+ * a mapping is a pointer into it. */
+#define MEMIO_BESIDE_MAX (1u << 20)
+
+struct memio_beside {
+	struct memio_file file;		/* first: the operations take it */
+	unsigned refs;			/* its place, who has it open, mappings */
+	struct memio_beside *next;
+};
+
+static struct memio_beside *memio_beside_all, *memio_place[2];
+
+static inline unsigned memio_place_of(const char *suffix)
+{
+	return strcmp(suffix, "bitmaps") ? 1 : 0;
+}
+
+static inline void memio_beside_unref(struct memio_beside *m)
+{
+	struct memio_beside **p = &memio_beside_all;
+
+	if (!m || --m->refs)
+		return;
+	while (*p != m)
+		p = &(*p)->next;
+	*p = m->next;
+	free(m->file.data);
+	free(m);
+}
+
+static inline struct memio_beside *memio_beside_new(const void *data, size_t len, uint64_t size)
+{
+	struct memio_beside *m = calloc(1, sizeof(*m));
+
+	fuzz_assert(m && size <= MEMIO_BESIDE_MAX && len <= size);
+	m->file.data = calloc(1, MEMIO_BESIDE_MAX);
+	fuzz_assert(m->file.data);
+	m->file.capacity = MEMIO_BESIDE_MAX;
+	m->file.size = size;
+	m->refs = 1;
+	if (len)
+		memcpy(m->file.data, data, len);
+	m->next = memio_beside_all;
+	memio_beside_all = m;
+	return m;
+}
+
+/* NULL: there is none. */
+static inline void memio_beside_put(const char *suffix, struct memio_beside *m)
+{
+	struct memio_beside **place = &memio_place[memio_place_of(suffix)];
+
+	memio_beside_unref(*place);
+	*place = m;
+}
+
+static inline void memio_beside_handle(struct io_beside_job *j, struct memio_beside *m, unsigned flags)
+{
+	struct io_file *f = calloc(1, sizeof(*f));
+
+	fuzz_assert(f);
+	*f = (struct io_file){ .io = j->io, .fd = -1, .refs = 1, .align = 1, .writable = flags & IO_RDWR,
+			       .sim = m };
+	*j->b = (struct io_beside){ .f = f, .path = strdup(j->suffix) };
+	m->refs++;
+}
+
+static inline void memio_beside_map(struct io_beside_job *j)
+{
+	struct memio_beside *m = j->f->sim;
+
+	fuzz_assert(j->off + j->len <= m->file.size);
+	j->mem = m->file.data + j->off;
+	m->refs++;
+}
+
+static inline void memio_beside_unmap(const struct io_beside_job *j)
+{
+	struct memio_beside *m = memio_beside_all;
+
+	while ((uint8_t *)j->mem < m->file.data || (uint8_t *)j->mem >= m->file.data + MEMIO_BESIDE_MAX)
+		m = m->next;
+	memio_beside_unref(m);
+}
+
+static inline void memio_beside_end(struct io_beside_job *j)
+{
+	struct memio_beside *m = j->b->f->sim;
+
+	if (j->remove && !j->b->made && memio_place[memio_place_of(j->b->path)] == m)
+		memio_beside_put(j->b->path, NULL);
+	io_file_unref(j->b->f);
+	free(j->b->path);
+	free(j->b->made);
+	memio_beside_unref(m);
+}
+
+static inline void memio_beside(struct io_beside_job *j)
+{
+	struct memio_beside *m;
+
+	j->rc = j->call == BESIDE_END || j->call == BESIDE_UNMAP ? 0 : memio_fault();
+	if (j->rc)
+		return;
+	switch (j->call) {
+	case BESIDE_OPEN:
+		*j->b = (struct io_beside){ 0 };
+		m = memio_place[memio_place_of(j->suffix)];
+		j->rc = m ? 0 : -ENOENT;
+		if (m)
+			memio_beside_handle(j, m, 0);
+		break;
+	case BESIDE_MAKE:
+		*j->b = (struct io_beside){ 0 };
+		j->rc = j->len > MEMIO_BESIDE_MAX ? -ENOSPC : 0;
+		if (j->rc)
+			break;
+		m = memio_beside_new(NULL, 0, j->len);
+		memio_beside_handle(j, m, IO_RDWR);
+		memio_beside_unref(m);
+		j->b->made = strdup("new");
+		break;
+	case BESIDE_KEEP:
+		m = j->b->f->sim;
+		m->refs++;
+		memio_beside_put(j->b->path, m);
+		free(j->b->made);
+		j->b->made = NULL;
+		break;
+	case BESIDE_END:
+		memio_beside_end(j);
+		break;
+	case BESIDE_GROW:
+		m = j->f->sim;
+		j->rc = j->off + j->len > MEMIO_BESIDE_MAX ? -ENOSPC : 0;
+		if (!j->rc)
+			m->file.size = max_u64(m->file.size, j->off + j->len);
+		break;
+	case BESIDE_MAP:
+		memio_beside_map(j);
+		break;
+	case BESIDE_UNMAP:
+		memio_beside_unmap(j);
+		break;
+	}
+}
+
 static inline struct io *memio(void)
 {
 	static const struct io_ops ops = {
@@ -284,6 +431,7 @@ static inline struct io *memio(void)
 		.size = memio_size, .truncate = memio_truncate, .sleep = memio_sleep,
 		.identity = memio_identity, .mapped_make = memio_mapped_make,
 		.mapped_read = memio_mapped_read, .mapped_end = memio_mapped_end,
+		.beside = memio_beside,
 	};
 	static struct io io = { .ops = &ops };
 

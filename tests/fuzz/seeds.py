@@ -167,6 +167,30 @@ def crashlog():
             put("crashlog", f"{name}-{flags}", bytes([flags, len(USE), len(records) // 32, 60]) + script(*USE) + records)
 
 
+def live():
+    """Changes to the two files of tests/fuzz/fuzz-live.c: where (u32), what (u32), in the byte order of the machine."""
+    table, entry = 4096, 4096 + 64
+    def change(*pairs):
+        return b"".join(struct.pack("=II", at, value) for at, value in pairs)
+
+    seeds = {
+        "as-it-was": b"",
+        "magic": change((0, 0)),
+        "table-bytes": change((20, 1 << 31)),
+        "sequence": change((table, 99)),
+        "length": change((table + 8, 0xffffffff)),
+        "entries": change((table + 16, 4096)),
+        "far": change((entry + 4, 1 << 30)),
+        "size": change((entry + 16, 0xffffffff), (entry + 20, 0x7fffffff)),
+        "granularity": change((entry + 28, 63)),
+        "name": change((entry + 28, 9 | 1 << 8 | 0xffff << 16)),
+        "flags": change((entry + 24, 3)),
+    }
+    for name, changes in seeds.items():
+        for flags in 5, 4, 0x45, 0xc5, 0xe5:
+            put("live", f"{name}-{flags:x}", bytes([flags, len(USE), len(changes) // 8, 0]) + script(*USE) + changes)
+
+
 def nbd():
     def go(name=b"", number=7):
         return option(number, string(name) + struct.pack(">HHH", 2, 3, 0))
@@ -238,5 +262,5 @@ def qmp():
 
 
 if __name__ == "__main__":
-    for make in keyval, qcow2, bitmaps, crashlog, nbd, qmp:
+    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp:
         make()
