@@ -8,6 +8,7 @@
 
 #include <json-c/json.h>
 
+#include "bitmaps/live.h"
 #include "bitmaps/store-int.h"
 
 static void add_bool(struct json_object *o, const char *key, bool v)
@@ -29,6 +30,8 @@ static struct json_object *dirty_info(const struct bitmap *b)
 	json_object_object_add(o, "count", json_object_new_uint64(b->dirty << b->granularity_bits));
 	if (b->inconsistent)
 		add_bool(o, "inconsistent", true);
+	if (live_has(b))
+		add_bool(o, "crash-safe", true);	/* Merino's own */
 	return o;
 }
 

@@ -238,6 +238,7 @@ static const struct qmp_arg dirty_info[] = {
 	{ "busy", QMP_BOOL, true },
 	{ "persistent", QMP_BOOL, true },
 	{ "inconsistent", QMP_BOOL, false },
+	{ "crash-safe", QMP_BOOL, false },
 	{ NULL },
 };
 

@@ -5,6 +5,7 @@ last full equals the disk, without falling back to a full one.
 Power losses are simulated in tests/unit/test-live-powerloss.c; here processes really die.
 """
 
+import os
 import random
 import threading
 
@@ -121,3 +122,111 @@ def test_kill(daemon, tmp):
 @pytest.mark.timeout(900)
 def test_kill_100_times(daemon, tmp):
     cycles(daemon, tmp, tools.create(tmp / "disk.qcow2", SIZE), 100, 2)
+
+
+@pytest.fixture
+def killed(daemon, tmp):
+    """An image whose server was killed: "old" was stored before, "new" was not; both know two writes."""
+    image = tools.create(tmp / "disk.qcow2", SIZE)
+    tools.run("qemu-img", "bitmap", "--add", image, "old")
+    d = daemon.serve(image)
+    dirty.add(d, "new", persistent=True)
+    assert dirty.crash_safe(d, "old") and dirty.crash_safe(d, "new")
+    c = d.enter()
+    c.write(5 * M, b"x" * 100)
+    c.write(9 * M, b"x" * 70000)
+    d.kill()
+    return image
+
+
+WRITTEN = [(5 * M, 64 * K), (9 * M, 128 * K)]
+
+
+def test_what_was_never_stored_comes_back(daemon, killed):
+    d = daemon.serve(killed)
+    assert dirty.ranges(d, "old") == dirty.ranges(d, "new") == WRITTEN
+    d.stop()
+    tools.check(killed)
+    assert set(tools.bitmaps(killed)) == {"old", "new"}
+
+
+def test_read_only_shows_them_and_changes_nothing(daemon, killed):
+    before = open(killed, "rb").read()
+    d = daemon.serve(killed, writable=False, blockdev="read-only=on")
+    assert dirty.ranges(d, "old", writable=False) == dirty.ranges(d, "new", writable=False) == WRITTEN
+    d.stop()
+    assert open(killed, "rb").read() == before
+    assert dirty.ranges(daemon.serve(killed), "new") == WRITTEN
+
+
+def test_a_foreign_writer_is_noticed(daemon, killed):
+    tools.qemu_io(killed, "write -P 7 20M 64k")
+    d = daemon.serve(killed)
+    states = dirty.states(d)
+    assert states["old"]["inconsistent"] and "new" not in states
+
+
+def test_killed_again_and_again(daemon, killed):
+    written = list(WRITTEN)
+    for at in range(16, 22):
+        d = daemon.serve(killed)
+        assert dirty.ranges(d, "old") == dirty.ranges(d, "new") == written
+        d.enter().write(at * M, b"x")
+        written.append((at * M, 64 * K))
+        d.kill()
+    assert dirty.ranges(daemon.serve(killed), "new") == written
+
+
+def test_verbs_survive(daemon, killed):
+    d = daemon.serve(killed)
+    dirty.verb(d, "disable", "old")
+    dirty.add(d, "third", persistent=True)
+    d.enter().write(M, b"x")
+    dirty.verb(d, "clear", "new")
+    dirty.add(d, "gone", persistent=True)
+    dirty.verb(d, "remove", "gone")
+    d.kill()
+    d = daemon.serve(killed)
+    assert set(dirty.states(d)) == {"old", "new", "third"}
+    assert not dirty.states(d)["old"]["recording"]
+    assert (dirty.ranges(d, "old"), dirty.ranges(d, "new"), dirty.ranges(d, "third")) == (WRITTEN, [], [(M, 64 * K)])
+
+
+def test_the_file_is_not_believed(daemon, killed, tmp):
+    """Cut off, given up, of another session, with no valid table: none is believed.  The good one is."""
+    live, before = tmp / ".disk.qcow2.bitmaps", open(killed, "rb").read()
+    good, regions = live.read_bytes(), (tmp / ".disk.qcow2.bitmaps-regions").read_bytes()
+    crash_log = (tmp / ".disk.qcow2.crash-log").read_bytes()
+    for bad in (good[:5000], b"\0" + good[1:], good[:56] + bytes(16) + good[72:], b"",
+                good[:4096] + bytes(len(good) - 4096), good):
+        with open(killed, "r+b") as f:
+            f.write(before)
+            f.truncate()
+        live.write_bytes(bad)
+        (tmp / ".disk.qcow2.bitmaps-regions").write_bytes(regions)
+        (tmp / ".disk.qcow2.crash-log").write_bytes(crash_log)
+        d = daemon.serve(killed)
+        if bad is good:
+            assert dirty.ranges(d, "old") == WRITTEN
+        else:
+            assert dirty.states(d)["old"]["inconsistent"]
+        d.stop()
+
+
+@pytest.mark.parametrize("options", ["crash-log=off", "read-only-directory"])
+def test_where_there_can_be_none(daemon, tmp, options):
+    """As before, and it is said."""
+    where = tmp / "dir"
+    where.mkdir()
+    image = tools.create(where / "disk.qcow2", SIZE)
+    tools.run("qemu-img", "bitmap", "--add", image, "b")
+    if options == "read-only-directory":
+        where.chmod(0o555)
+        if os.access(where, os.W_OK):
+            pytest.skip("root may write everywhere")
+    d = daemon.serve(image, blockdev="crash-log=off" if options == "crash-log=off" else "")
+    assert not dirty.crash_safe(d, "b")
+    assert "do not survive a crash" in d.stderr()
+    d.enter().write(M, b"x")
+    d.kill()
+    assert "inconsistent" in dirty.states(daemon.serve(image))["b"]

@@ -10,11 +10,18 @@ _serial = itertools.count()
 
 
 def states(d, node="disk"):
-    """What query-named-block-nodes says of a node's bitmaps: {name: {...}}."""
+    """What query-named-block-nodes says of a node's bitmaps: {name: {...}}, without what only merinod says."""
     for n in d.qmp.cmd("query-named-block-nodes"):
         if n["node-name"] == node:
-            return {b["name"]: b for b in n.get("dirty-bitmaps", [])}
+            return {b["name"]: {k: v for k, v in b.items() if k != "crash-safe"} for b in n.get("dirty-bitmaps", [])}
     raise AssertionError(f"no node {node}")
+
+
+def crash_safe(d, name, node="disk"):
+    """Whether merinod says that the bitmap survives a crash."""
+    node, = [n for n in d.qmp.cmd("query-named-block-nodes") if n["node-name"] == node]
+    bitmap, = [b for b in node["dirty-bitmaps"] if b["name"] == name]
+    return bitmap.get("crash-safe", False)
 
 
 def add(d, name, node="disk", **options):

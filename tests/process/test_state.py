@@ -272,6 +272,21 @@ def test_image_that_is_gone(kept):
     assert exports(kept.start()) == ["w"]
 
 
+def test_bitmaps_after_a_kill(kept):
+    """The export that named one has it again, and it says what was written."""
+    d = kept.start()
+    make(d, kept.image(), bitmaps=[])
+    d.qmp.cmd("block-export-del", {"id": "v"})
+    d.qmp.cmd("block-dirty-bitmap-add", {"node": "v", "name": "b", "persistent": True})
+    d.qmp.cmd("block-export-add", export("v", bitmaps=["b"]))
+    d.libnbd("v").pwrite(b"x" * 512, 65536)
+    d.kill()
+    runs = []
+    h = kept.start().libnbd("v", ["qemu:dirty-bitmap:b"])
+    h.block_status(h.get_size(), 0, lambda name, at, entries, error: runs.extend(entries))
+    assert runs[:4] == [65536, 0, 65536, 1]
+
+
 def test_bitmap_that_cannot_be_used(kept):
     """An export comes back without it rather than not at all."""
     path = kept.image()
