@@ -347,6 +347,14 @@ static enum copier_action copier_failed(void *arg, int rc, bool is_read, uint64_
 								      : COPIER_RETRY;
 }
 
+/* A part of a disk is put on the rest later; so is what names a backing image. */
+static bool stands_on_another(const struct backup *b)
+{
+	const struct node *t = node_skip_filters(b->target);
+
+	return b->o.sync != BACKUP_FULL || (t->driver->names_backing && t->driver->names_backing(t));
+}
+
 static int make_copier(struct backup *b, const struct bitmap *wanted, struct error *err)
 {
 	struct copier_options o = {
@@ -361,6 +369,7 @@ static int make_copier(struct backup *b, const struct bitmap *wanted, struct err
 		.compress = b->o.compress,
 		.discard_source = b->o.discard_source,
 		.one_layer = b->o.sync == BACKUP_TOP,
+		.mark_zeroes = stands_on_another(b),
 		.failed = copier_failed,
 		.arg = b,
 	};

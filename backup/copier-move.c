@@ -118,7 +118,8 @@ static int put_zeroes(struct copier *c, uint64_t off, uint64_t *len)
 		return 0;
 	*len = min_u64(*len, c->zero_len);
 	start = loop_now();
-	rc = put(c, (struct put){ .off = off, .len = *len, .flags = NODE_MAY_UNMAP });
+	rc = put(c, (struct put){ .off = off, .len = *len,
+				  .flags = NODE_MAY_UNMAP | (c->o.mark_zeroes ? NODE_MARK : 0u) });
 	judge_zero(c, *len, loop_now() - start);
 	return rc;
 }
@@ -157,7 +158,7 @@ static uint64_t block_run(const struct copier *c, const uint8_t *buf, uint64_t l
 
 static int put_data(struct copier *c, const uint8_t *buf, uint64_t off, uint64_t len)
 {
-	unsigned flags = c->o.compress ? NODE_COMPRESS : 0;
+	unsigned flags = (c->o.compress ? NODE_COMPRESS : 0u) | (c->o.mark_zeroes ? NODE_MARK : 0u);
 	int rc = 0;
 
 	while (len && !rc) {

@@ -104,6 +104,8 @@ static enum copier_kind kind_of(const struct copier *c, const struct copier_map 
 {
 	if (c->o.one_layer && m == &c->source && e->depth != 1)
 		return COPIER_NOTHING;
+	if (c->o.mark_zeroes && m == &c->target && e->flags & EXTENT_UNALLOCATED)
+		return COPIER_DATA;
 	return e->flags & EXTENT_ZERO ? COPIER_ZERO : COPIER_DATA;
 }
 

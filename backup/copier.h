@@ -41,6 +41,7 @@ struct copier_options {
 	unsigned workers;		/* requests at a time; 0: 16 */
 	uint64_t max_chunk;		/* bytes of one request; 0: as the copier thinks best */
 	bool compress;			/* whole clusters, NODE_COMPRESS */
+	bool mark_zeroes;		/* where the target has nothing is not zero: see NODE_MARK */
 	bool target_is_zero;		/* what is zero need not be written */
 	bool discard_source;		/* after it was copied */
 	bool one_layer;			/* sync=top: only what the source node itself has */

@@ -284,7 +284,7 @@ static void wake(struct job *j);
 static void group_abort(struct job *j)
 {
 	for (struct job *o = group_next(j, NULL); o; o = group_next(j, o)) {
-		if (o == j || job_is_cancelled(o))
+		if (o == j || job_is_cancelled(o) || o->status == JOB_ABORTING)
 			continue;
 		o->cancelled = true;
 		if (o->working)

@@ -165,7 +165,7 @@ static size_t detect_run(const uint8_t *buf, uint64_t off, size_t len, bool *zer
 static int node_write_detect(struct node *n, const void *buf, uint64_t off, size_t len,
 			     unsigned flags)
 {
-	unsigned how = (flags & NODE_FUA) | (n->detect_unmap ? NODE_MAY_UNMAP : 0u);
+	unsigned how = (flags & (NODE_FUA | NODE_MARK)) | (n->detect_unmap ? NODE_MAY_UNMAP : 0u);
 	int rc = 0;
 
 	while (len && !rc) {

@@ -52,6 +52,8 @@ enum node_write_flags {
 	NODE_FUA = 1,		/* durable when it returns */
 	NODE_MAY_UNMAP = 2,	/* zero: may leave a hole */
 	NODE_NO_FALLBACK = 4,	/* zero: -ENOTSUP rather than slow (NBD FAST_ZERO) */
+	NODE_MARK = 16,		/* write, zero: what is zero is marked so even where there is nothing
+				 * and no backing image: the image may be put on one later */
 	NODE_COMPRESS = 8,	/* write: store whole clusters compressed, where the driver can; a hint */
 };
 

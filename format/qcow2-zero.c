@@ -13,6 +13,9 @@
  *	unallocated, none	-		-			-
  *	compressed		flag, free	flag, free		flag or 0, free
  *
+ * Zeroes that are to be marked (NODE_MARK) are as zeroes that may unmap, but for "flag" where
+ * there is nothing and no backing image.
+ *
  * Data that a snapshot shares is given up, never kept.  Version 2 has no flag: what
  * would need one is written as zeroes, or not discarded.
  * With extended L2 entries the flag is a bit for each subcluster, and a part of a
@@ -26,7 +29,7 @@
 
 #include <errno.h>
 
-enum how { HOW_ZERO, HOW_UNMAP, HOW_DISCARD, HOW_FORGET };
+enum how { HOW_ZERO, HOW_UNMAP, HOW_MARK, HOW_DISCARD, HOW_FORGET };
 
 /* Whether [off, off+r->len) reads as zeroes, without looking at data: now, and with the
  * backing image that the header names, if that is not opened. */
@@ -68,7 +71,7 @@ static bool nothing_to_do(const struct qcow2 *s, const struct run *r, enum how h
 	case RUN_ZERO_ALLOCATED:
 		return how == HOW_ZERO;
 	case RUN_UNALLOCATED:
-		return !s->has_backing || how == HOW_FORGET;
+		return (!s->has_backing && how != HOW_MARK) || how == HOW_FORGET;
 	case RUN_RESERVED:
 		return how == HOW_ZERO && !s->has_backing;
 	default:
@@ -85,7 +88,8 @@ static bool leaves_nothing(const struct qcow2 *s, enum how how)
 /* Whether clusters can be made to read as zeroes by their entries alone. */
 static bool can_flag(const struct qcow2 *s, enum how how)
 {
-	return s->h.version >= 3 || (!s->has_backing && how != HOW_ZERO) || how == HOW_FORGET;
+	return s->h.version >= 3 || how == HOW_FORGET ||
+	       (!s->has_backing && how != HOW_ZERO && how != HOW_MARK);
 }
 
 /* A data file that is to be readable as a raw image has the zeroes, too. */
@@ -242,6 +246,13 @@ static void whole_units(const struct qcow2 *s, uint64_t unit, uint64_t off, uint
 		*first = *end = off + len;	/* inside one of them */
 }
 
+static enum how how_of(unsigned flags)
+{
+	if (flags & NODE_MARK)
+		return HOW_MARK;
+	return flags & NODE_MAY_UNMAP ? HOW_UNMAP : HOW_ZERO;
+}
+
 int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 {
 	struct qcow2 *s = qcow2_of(n);
@@ -259,7 +270,7 @@ int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 	if (!rc)
 		rc = zero_part(s, end, off + len - end, false);
 	if (!rc)
-		rc = zero_whole(s, first, end, flags & NODE_MAY_UNMAP ? HOW_UNMAP : HOW_ZERO);
+		rc = zero_whole(s, first, end, how_of(flags));
 	if (!rc && flags & NODE_FUA)
 		rc = qcow2_flush_all(s);
 	return rc;

@@ -37,7 +37,7 @@ def remote(tmp):
     while not sock.exists():
         time.sleep(0.01)
     yield sock, tmp / "remote.qcow2", p
-    p.terminate()
+    p.kill()
     p.wait()
 
 
@@ -156,8 +156,8 @@ def faulty(tmp):
     while not sock.exists():
         time.sleep(0.01)
     yield {"driver": "nbd", "node-name": "target", "server": {"type": "unix", "path": str(sock)}}, switch
-    p.terminate()
-    p.wait()
+    p.kill()
+    p.kill()
 
 
 def copied(sock):
