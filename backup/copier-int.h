@@ -26,7 +26,7 @@
 #define COPIER_WORKERS_MAX 64u
 #define COPIER_BITS_MAX (64ull << 20)	/* bytes of the bitmap of what is left */
 #define COPIER_CLUSTER_MAX (2u << 20)	/* the largest unit that can be compressed */
-#define COPIER_UNFLUSHED (64u << 20)	/* bytes after which the target is flushed */
+#define COPIER_UNFLUSHED (64u << 20)	/* bytes in the page cache after which it is flushed */
 #define COPIER_HOT 64u			/* kept blocks that are remembered */
 #define COPIER_EXTENTS 1024u		/* of the source's map that are kept */
 #define COPIER_ZERO_MAX (64ull << 30)	/* longest request for zeroes */
@@ -61,6 +61,7 @@ struct copier {
 	uint64_t block;			/* bytes: what is zero as a whole is not written as data */
 	uint64_t chunk;			/* bytes of one buffer */
 	unsigned workers;		/* at most at a time */
+	bool target_direct;		/* no page cache holds anything back */
 	struct bitmap left;		/* to be copied */
 	struct bitmap skipped;		/* failed, and its owner ignores that; not in ->left */
 	struct copier_task *busy;

@@ -64,15 +64,20 @@ static int make_maps(struct copier *c)
 	return c->source.x.v && c->target.x.v && c->buffers ? bitmap_alloc_bits(&c->left) : -ENOMEM;
 }
 
+/* The file at the bottom that holds N's data; NULL: it is somewhere else. */
+static const struct io_file *storage_of(const struct node *n)
+{
+	while (n->child[CHILD_FILE])
+		n = n->child[n->child[CHILD_DATA_FILE] ? CHILD_DATA_FILE : CHILD_FILE];
+	return node_storage(n);
+}
+
 /* Files that the page cache stands before take short requests better: the processor's
  * cache holds them, and the kernel finds its pages one by one. */
 static uint64_t default_chunk(const struct node *target)
 {
-	const struct io_file *f;
+	const struct io_file *f = storage_of(target);
 
-	while (target->child[CHILD_FILE])
-		target = target->child[target->child[CHILD_DATA_FILE] ? CHILD_DATA_FILE : CHILD_FILE];
-	f = node_storage(target);
 	return f && !f->direct ? COPIER_CHUNK_CACHED : COPIER_CHUNK_MAX;
 }
 
@@ -107,6 +112,7 @@ int copier_new(const struct copier_options *o, struct copier **out, struct error
 	c->left.size = c->skipped.size = size;
 	c->left.granularity_bits = c->skipped.granularity_bits = granularity_bits(o, size);
 	c->wake = o->job ? &o->job->wake : &c->own_wake;
+	c->target_direct = storage_of(o->target) && storage_of(o->target)->direct;
 	set_sizes(c);
 	if (make_maps(c)) {
 		copier_free(c);
@@ -318,7 +324,7 @@ static bool work_once(struct copier *c)
 	task_settle(c, &t, was, rc, &f);
 	if (loop_self() && loop_turn() != turn && c->running < c->workers)
 		start_worker(c);
-	if (c->unflushed >= COPIER_UNFLUSHED && !c->flushing && co_self())
+	if (c->unflushed >= COPIER_UNFLUSHED && !c->target_direct && !c->flushing && co_self())
 		flush_some(c);
 	return true;
 }
