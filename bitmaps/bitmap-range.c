@@ -79,10 +79,10 @@ void bitmap_zero_bits(struct bitmap *b)
 
 /* A checkpoint's epoch: what changed since then includes what was not there (the copy of
  * that time is shorter, and a device's new blocks hold anything).  Others are clean
- * there, as in QEMU. */
+ * there, as in QEMU, if the disk was never larger: a copy that was would show through. */
 static bool counts_growth(const struct bitmap *b)
 {
-	return b->enabled && strncmp(b->name, "merino:", 7) == 0;
+	return b->enabled && (b->shrunk || strncmp(b->name, "merino:", 7) == 0);
 }
 
 int bitmap_resize(struct bitmap *b, uint64_t size)
@@ -95,6 +95,8 @@ int bitmap_resize(struct bitmap *b, uint64_t size)
 	if (bitmap_data_bytes(size, b->granularity_bits) > BITMAP_BYTES_MAX)
 		return -EFBIG;
 	changes_resize(b, granules);
+	if (size < old)
+		b->shrunk = true;
 	if (b->bits && granules < bitmap_granules(b))
 		b->dirty -= bits_clear(b->bits, granules, bitmap_granules(b) - 1);
 	if (b->live) {
@@ -285,6 +287,7 @@ static void merge_one(struct bitmap *dst, const struct bitmap *src)
 	if (dst == src)
 		return;
 	changes_merge(dst, src);
+	dst->shrunk |= src->shrunk;
 	if (dst->granularity_bits == src->granularity_bits) {
 		n = bits_or(dst->bits, src->bits, words(dst));
 		dst->dirty += n;
@@ -324,7 +327,7 @@ struct bitmap_backup {
 	uint64_t *bits;
 	uint64_t bits_len, size, dirty;
 	struct changes *changes;
-	bool enabled, changed;
+	bool enabled, changed, shrunk;
 };
 
 struct bitmap_backup *bitmap_save(const struct bitmap *b)
@@ -334,7 +337,8 @@ struct bitmap_backup *bitmap_save(const struct bitmap *b)
 	if (!s)
 		return NULL;
 	*s = (struct bitmap_backup){ .size = b->size, .dirty = b->dirty,
-				     .enabled = b->enabled, .changed = b->changed };
+				     .enabled = b->enabled, .changed = b->changed,
+				     .shrunk = b->shrunk };
 	if (!b->bits)
 		return s;
 	s->bits_len = b->bits_len;
@@ -374,6 +378,7 @@ void bitmap_restore(struct bitmap *b, struct bitmap_backup *s)
 	}
 	b->changes = s->changes;
 	b->enabled = s->enabled;
+	b->shrunk = s->shrunk;
 	b->changed = s->changed;
 	s->changes = NULL;
 	live_changed(b->node);

@@ -221,6 +221,7 @@ int bitmap_clear(struct bitmap *b, struct error *err)
 		return rc;
 	if (b->dirty)
 		b->changed = true;
+	b->shrunk = false;
 	bitmap_zero_bits(b);
 	return 0;
 }
@@ -270,6 +271,13 @@ int bitmaps_commit(struct node *n, struct error *err)
 	int rc = live_sync(n);
 
 	return rc ? error_errno(err, rc, "Could not make the bitmaps of '%s' durable", n->name) : 0;
+}
+
+void bitmaps_will_shrink(struct node *n, uint64_t size)
+{
+	live_stamp(n);
+	if (live_is_on(n) && size < n->size)
+		live_mark(n, size, n->size - size);
 }
 
 int bitmaps_resize(struct node *n, uint64_t size, struct error *err)

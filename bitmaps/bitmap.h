@@ -47,6 +47,8 @@ struct bitmap {
 	struct changes *changes;	/* which dirty granules are zeroed (changes.h); NULL: none */
 	bool enabled;			/* records writes */
 	bool persistent;		/* stored in the image at a clean close */
+	bool shrunk;			/* since it was cleared the disk was larger than now, or may have
+					 * been: what grows again changed */
 	bool inconsistent;		/* was in use when its owner died: only removal is allowed */
 	bool read_only;			/* the image is read only: no change may be stored */
 	unsigned busy;			/* exports and jobs that hold it */
@@ -136,6 +138,9 @@ static inline uint64_t bitmap_dirty_bytes(const struct bitmap *b)
  * follow.  What is new is clean (it reads as zeroes in the older backup too).  All or
  * nothing: -EFBIG past the memory limit. */
 int bitmaps_resize(struct node *n, uint64_t size, struct error *err);
+/* It is about to be made smaller: a power loss from here on finds that what is behind SIZE
+ * changed.  May suspend. */
+void bitmaps_will_shrink(struct node *n, uint64_t size);
 
 /* What is changed between hold and release (they do not suspend) is there after a kill -9
  * as a whole or not at all. */

@@ -175,6 +175,7 @@ int live_found_bits(struct live_found *f, uint32_t i, struct bitmap *b, uint64_t
 		b->bits[granules / 64] &= ~(~0ull << (granules % 64));
 	b->dirty = bits_count(b->bits, DIV_ROUND_UP(granules, 64));
 	b->changed = true;
+	b->shrunk = h->flags & LIVE_SHRUNK || h->size > b->size;
 	if (f->marks && h->flags & LIVE_RECORDING)
 		add_marks(b, f->marks);
 	return 0;

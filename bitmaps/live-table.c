@@ -50,7 +50,7 @@ static uint64_t put_entry(uint8_t *p, const struct bitmap *b)
 {
 	struct live_entry_head e = {
 		.size = b->size, .granularity_bits = (uint8_t)b->granularity_bits, .kind = LIVE_DIRTY,
-		.name_len = (uint16_t)strlen(b->name), .flags = b->enabled ? LIVE_RECORDING : 0,
+		.name_len = (uint16_t)strlen(b->name), .flags = (b->enabled ? LIVE_RECORDING : 0u) | (b->shrunk ? LIVE_SHRUNK : 0u),
 	};
 
 	if (b->live && !b->inconsistent) {

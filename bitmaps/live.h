@@ -78,7 +78,7 @@ struct live_table_head {
 	uint64_t reserved[2];
 };
 
-enum live_entry_flags { LIVE_RECORDING = 1, LIVE_INCONSISTENT = 2 };
+enum live_entry_flags { LIVE_RECORDING = 1, LIVE_INCONSISTENT = 2, LIVE_SHRUNK = 4 };
 enum live_area_kind { LIVE_DIRTY = 1 };
 
 struct live_entry_head {

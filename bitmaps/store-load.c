@@ -106,6 +106,7 @@ static const char *load_usable(struct node *n, const struct dir_entry *e, uint64
 		if (live_found_bits(f, (uint32_t)i, *b, budget) == 0)
 			return NULL;
 	} else if (store_load_bits(*b, e, budget, &why) == 0) {
+		(*b)->shrunk = true;	/* the format has no word for it */
 		return NULL;
 	}
 	bitmap_set_inconsistent(*b);

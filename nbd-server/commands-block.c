@@ -70,6 +70,8 @@ static int resize_node(struct node *n, uint64_t size, struct error *err)
 
 	if (rc)
 		return rc;
+	if (size < old)
+		bitmaps_will_shrink(n, size);
 	rc = node_truncate(n, size, err);
 	if (rc && size > old)
 		bitmaps_resize(n, old, NULL);

@@ -418,6 +418,14 @@ static void test_resize(void **state)
 	n.size = 1000;
 	assert_int_equal(a->dirty, 2);
 	assert_int_equal(b->dirty, 1);
+	assert_int_equal(bitmaps_resize(&n, 4096, &err), 0);	/* what was there is not there again */
+	n.size = 4096;
+	assert_int_equal(a->dirty, 8);
+	assert_int_equal(bitmaps_resize(&n, 1000, &err), 0);
+	n.size = 1000;
+	bitmap_clear(a, &err);
+	bitmap_clear(b, &err);
+	bitmap_set(a, 0, n.size);
 	assert_int_equal(bitmaps_resize(&n, 1ull << 40, &err), 0);
 	n.size = 1ull << 40;
 	assert_int_equal(a->dirty, 2);
