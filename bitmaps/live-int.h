@@ -41,10 +41,12 @@ struct live_regions {
 	struct io_beside file;
 	unsigned bits;			/* log2 of a region's bytes */
 	uint64_t hot[REGIONS_MAX / 64];	/* safe, and written to since the last sweep */
+	uint64_t warm[REGIONS_MAX / 64];	/* what was hot at the last sweep */
 	uint64_t want[REGIONS_MAX / 64];	/* what the next write of the marks has */
 	uint64_t dropping[REGIONS_MAX / 64];	/* will not be wanted after the sync under way */
 	uint64_t durable[REGIONS_MAX / 64];	/* what storage has for sure */
 	uint8_t *block;			/* REGIONS_BYTES, aligned: the file's contents */
+	unsigned writes;		/* of the marks, since the last sweep */
 	bool writing;
 	struct co_queue waiters;	/* for the write under way */
 };

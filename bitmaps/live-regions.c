@@ -2,7 +2,7 @@
 /* live-regions: which regions of a disk were written since the bits were last made durable.
  *
  * A region is marked durably before its first write; writes that come meanwhile share the
- * next write of the marks.  A region that had no write since the last sweep is un-marked: its
+ * next write of the marks.  A region that had no write between three sweeps is un-marked: its
  * bits are made durable first (live_sync()), then the marks are written without it.
  *
  *	want       what the next write of the marks has
@@ -12,6 +12,10 @@
  *
  * A writer sets its bits and only then looks at the marks, without a suspend between:  so when
  * it finds its region marked, a sync that lets the region go begins later and has the bits.
+ *
+ * Each write of the marks costs a guest's write its time.  So the more there were since the last
+ * sweep, the more neighbours are marked as well: who writes all over a disk pays for a hundred of
+ * them, not for thousands.  What was marked in vain goes with the sweeps.
  *
  * The marks are one sector: a write of them is there as a whole or not at all.
  */
@@ -127,6 +131,7 @@ static int write_marks(struct live_regions *r)
 	int rc;
 
 	r->writing = true;
+	r->writes++;
 	memcpy(now, r->want, sizeof(now));
 	for (unsigned i = 0; i < WORDS; i++)
 		r->durable[i] &= now[i];
@@ -138,6 +143,12 @@ static int write_marks(struct live_regions *r)
 	while (r->waiters.head)
 		co_queue_wake_one(&r->waiters);
 	return rc;
+}
+
+/* How many neighbours are marked at once. */
+static uint64_t group(const struct live_regions *r)
+{
+	return r->writes < 8 ? 1 : r->writes < 24 ? 8 : r->writes < 64 ? 64 : 512;
 }
 
 static bool all_durable(const struct live_regions *r, uint64_t first, uint64_t last)
@@ -164,6 +175,7 @@ static int regrow(struct live *l)
 	memset(r->want, 0, sizeof(r->want));
 	memset(r->durable, 0, sizeof(r->durable));
 	memset(r->hot, 0, sizeof(r->hot));
+	memset(r->warm, 0, sizeof(r->warm));
 	memset(r->dropping, 0, sizeof(r->dropping));
 	for (uint64_t i = 0; i < REGIONS_MAX; i++)
 		if (bits_test(old, i))
@@ -202,6 +214,7 @@ static void mark_slow(struct live *l, uint64_t off, uint64_t len)
 		bits_clear(r->dropping, first, last);
 		if (all_durable(r, first, last))
 			break;
+		bits_set(r->want, align_down(first, group(r)), align_up(last + 1, group(r)) - 1);
 		if (r->writing)
 			co_queue_wait(&r->waiters);
 		else
@@ -243,10 +256,12 @@ bool regions_begin_drop(struct live_regions *r)
 	bool any = false;
 
 	for (unsigned i = 0; i < WORDS; i++) {
-		r->dropping[i] = r->want[i] & ~r->hot[i];
+		r->dropping[i] = r->want[i] & ~r->hot[i] & ~r->warm[i];
 		any = any || r->dropping[i];
+		r->warm[i] = r->hot[i];
+		r->hot[i] = 0;
 	}
-	memset(r->hot, 0, sizeof(r->hot));
+	r->writes = 0;
 	return any;
 }
 
