@@ -9,6 +9,7 @@ import nbd
 import pytest
 
 from lib import pattern, tools
+from lib.daemon import DidNotStart
 
 MIB = 1 << 20
 SIZE = 16 * MIB
@@ -319,3 +320,42 @@ def test_nobody_writes_beside_the_filter(daemon, tmp):
         "driver": "copy-before-write", "node-name": "cbw", "file": "disk", "target": "target",
         "on-cbw-error": "break-snapshot"}]})[1]
     assert rig.d.libnbd("snap").pread(5, 0) == bytes(5)
+
+
+def fleece_logs(d):
+    """What /proc says of the daemon's files that have no name."""
+    at = f"/proc/{d.proc.pid}/fd"
+    links = [os.readlink(f"{at}/{fd}") for fd in os.listdir(at)]
+    return [x for x in links if x.endswith("(deleted)") and "memfd" not in x]
+
+
+@pytest.mark.parametrize("options", [[], ["--allow-dir"]])
+def test_fleece_dir_and_fleece_max(daemon, tmp, options):
+    """The log lies where the options say, also in a sandbox; when it is full the guest does not notice."""
+    (tmp / "logs").mkdir()
+    (tmp / "images").mkdir()
+    path = tools.create(tmp / "images/d.raw", str(64 * MIB), "raw")
+    tools.qemu_io(path, "write -P 17 0 64M", fmt="raw")
+    if options:
+        options = ["--allow-dir", str(tmp / "images")]
+    rig = Rig(daemon, path, "raw", tmp, *options, "--fleece-dir", str(tmp / "logs"), "--fleece-max", "8M")
+    rig.cmd("checkpoint-begin", {"id": "c", "disks": [{"node": "disk", "name": "then"}]})
+    assert [os.path.dirname(x) for x in fleece_logs(rig.d)] == [str(tmp / "logs")]
+    h = rig.d.libnbd("then")
+    rig.guest.pwrite(bytes(65536), 0)
+    assert h.pread(65536, 0) == b"\x11" * 65536
+    for at in range(0, 64 * MIB, MIB):
+        rig.guest.pwrite(b"n" * MIB, at)
+    assert refused(h.pread, 512, 0) == "EIO"
+    assert rig.guest.pread(MIB, 63 * MIB) == b"n" * MIB
+    assert "fleece log is full" in rig.d.stderr()
+    rig.cmd("checkpoint-end", {"id": "c", "success": False})
+    assert fleece_logs(rig.d) == []
+    assert os.listdir(tmp / "logs") == []
+
+
+@pytest.mark.parametrize("option, text", [(["--fleece-dir", "logs"], "must be an absolute path"),
+                                          (["--fleece-max", "x"], "--fleece-max")])
+def test_fleece_options_that_are_refused(daemon, option, text):
+    with pytest.raises(DidNotStart, match=text):
+        daemon.start(*option)
