@@ -20,6 +20,7 @@
 
 enum { SYNC_TOP, SYNC_FULL, SYNC_NONE, SYNC_INCREMENTAL, SYNC_BITMAP };
 
+static const char *const drive_backup_modes[] = { "existing", "absolute-paths", NULL };
 static const char *const sync_modes[] = { "top", "full", "none", "incremental", "bitmap", NULL };
 static const char *const bitmap_modes[] = { "on-success", "never", "always", NULL };
 static const char *const on_errors[] = { "report", "ignore", "enospc", "stop", "auto", NULL };
@@ -38,6 +39,31 @@ const struct qmp_arg args_blockdev_backup[] = {
 	{ "device", QMP_STR, true, "what is copied: a node, or the id of an export" },
 	{ "target", QMP_STR, true, "node that it is copied to" },
 	{ "sync", QMP_STR, true, "what of it: see BACKUP", .values = sync_modes },
+	{ "speed", QMP_INT, false, "bytes a second; 0 (the default): no limit" },
+	{ "bitmap", QMP_STR, false, "a bitmap of the source" },
+	{ "bitmap-mode", QMP_STR, false, "what becomes of it at the end", .values = bitmap_modes },
+	{ "compress", QMP_BOOL, false, "stores compressed clusters (qcow2)" },
+	{ "on-source-error", QMP_STR, false, "what is done when a read fails; default report",
+	  .values = on_errors },
+	{ "on-target-error", QMP_STR, false, "the same for a write", .values = on_errors },
+	{ "on-cbw-error", QMP_STR, false, "break-snapshot (the default); break-guest-write is not supported",
+	  .values = on_cbw_errors },
+	{ "auto-finalize", QMP_BOOL, false, "takes effect by itself; default true" },
+	{ "auto-dismiss", QMP_BOOL, false, "is forgotten when it has ended; default true" },
+	{ "filter-node-name", QMP_STR, false, "name of the node between a scratch image and the disk: sync mode none only" },
+	{ "discard-source", QMP_BOOL, false, "gives back what was copied; of snapshot-access nodes only" },
+	{ "x-perf", QMP_OBJECT, false, "how it copies", .members = args_perf },
+	{ NULL },
+};
+
+const struct qmp_arg args_drive_backup[] = {
+	{ "job-id", QMP_STR, false, "the job's name; default: device, if that is an export" },
+	{ "device", QMP_STR, true, "what is copied: a node, or the id of an export" },
+	{ "target", QMP_STR, true, "name of the file that it is copied to" },
+	{ "format", QMP_STR, false, "qcow2 or raw; default: the source's" },
+	{ "sync", QMP_STR, true, "what of it: see BACKUP", .values = sync_modes },
+	{ "mode", QMP_STR, false, "absolute-paths (the default) makes the file; existing: it is there",
+	  .values = drive_backup_modes },
 	{ "speed", QMP_INT, false, "bytes a second; 0 (the default): no limit" },
 	{ "bitmap", QMP_STR, false, "a bitmap of the source" },
 	{ "bitmap-mode", QMP_STR, false, "what becomes of it at the end", .values = bitmap_modes },

@@ -18,6 +18,7 @@ int backup_prepare(struct action *a, const struct backup_options *o, struct erro
 
 /* verbs.c's. */
 int blockdev_backup_prepare(struct action *a, struct error *err);
+int drive_backup_prepare(struct action *a, struct error *err);
 int backup_apply(struct action *a, struct error *err);
 void backup_apply_undo(struct action *a);
 void backup_action_clean(struct action *a, bool done);

@@ -264,6 +264,8 @@ const struct qmp_command qmp_commands[] = {
 	{ "blockdev-backup", args_blockdev_backup, .run = command_blockdev_backup,
 	  .help = "a job that copies a disk as it is at this instant to another node",
 	  .since = "0.3" },
+	{ "drive-backup", args_drive_backup, .run = command_drive_backup,
+	  .help = "blockdev-backup into a file, which it makes", .since = "0.3" },
 	{ "query-block-jobs", NULL, .unlocked = true, .run = command_query_block_jobs,
 	  .help = "all jobs that work on disks", .since = "0.3", .ret = &ret_block_jobs },
 	{ "block-job-pause", args_block_job, .run = command_block_job_pause,

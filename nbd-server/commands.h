@@ -65,6 +65,8 @@ COMMAND(command_block_job_set_speed);
 void commands_block_job_init(void);
 /* commands-backup.c */
 COMMAND(command_blockdev_backup);
+/* drive-backup.c */
+COMMAND(command_drive_backup);
 /* commands-create.c */
 COMMAND(command_blockdev_create);
 /* commands-checkpoint.c */
@@ -124,6 +126,7 @@ extern const struct qmp_arg args_nothing[];
 extern const struct qmp_arg args_blockstats[];
 extern const struct qmp_arg args_job[];
 extern const struct qmp_arg args_blockdev_backup[];
+extern const struct qmp_arg args_drive_backup[];
 extern const struct qmp_arg args_block_job[];
 extern const struct qmp_arg args_block_job_id[];
 extern const struct qmp_arg args_block_job_cancel[];

@@ -96,22 +96,48 @@ static void open_on_loop(void *arg)
 	}
 }
 
-/* Those of this loop's nodes. */
+/* Whether a node above the I-th is still to be closed: its requests may be on their way to
+ * this one's gate (a view's reader), so it comes first. */
+static bool is_below_another(const struct gates *g, unsigned i)
+{
+	for (unsigned k = 0; k < g->n; k++) {
+		if (k != i && g->nodes[k]->loop == loop_self() && !g->closed[k] &&
+		    node_is_below(g->nodes[k], g->nodes[i]))
+			return true;
+	}
+	return false;
+}
+
+static int close_one(struct gates *g, unsigned i)
+{
+	struct node *n = g->nodes[i];
+	/* Nobody is hurried who has nothing to do with it. */
+	int rc = n->gate.inside ? node_gate_close(n, GATE_LIMIT) : gate_close(&n->gate, 0);
+
+	g->closed[i] = !rc;
+	if (rc)
+		g->busy = n->name;
+	return rc;
+}
+
+/* Those of this loop's nodes, from the top. */
 static void close_on_loop(void *arg)
 {
 	struct gates *g = arg;
+	bool more = true;
 
 	g->rc = 0;
-	for (unsigned i = 0; i < g->n && !g->rc; i++) {
-		struct node *n = g->nodes[i];
-
-		if (n->loop != loop_self() || !is_concerned(g, n))
-			continue;
-		/* Nobody is hurried who has nothing to do with it. */
-		g->rc = n->gate.inside ? node_gate_close(n, GATE_LIMIT) : gate_close(&n->gate, 0);
-		g->closed[i] = !g->rc;
-		if (g->rc)
-			g->busy = n->name;
+	while (more && !g->rc) {
+		more = false;
+		for (unsigned i = 0; i < g->n && !g->rc; i++) {
+			if (g->closed[i] || g->nodes[i]->loop != loop_self() ||
+			    !is_concerned(g, g->nodes[i]))
+				continue;
+			if (is_below_another(g, i))
+				more = true;
+			else
+				g->rc = close_one(g, i);
+		}
 	}
 	if (g->rc)
 		open_on_loop(g);

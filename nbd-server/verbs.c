@@ -239,6 +239,9 @@ const struct verb verbs[] = {
 	{ "blockdev-backup", args_blockdev_backup, .prepare = blockdev_backup_prepare,
 	  .apply = backup_apply, .undo = backup_apply_undo, .clean = backup_action_clean,
 	  .starts_job = true },
+	{ "drive-backup", args_drive_backup, .prepare = drive_backup_prepare,
+	  .apply = backup_apply, .undo = backup_apply_undo, .clean = backup_action_clean,
+	  .starts_job = true },
 	{ "abort", args_nothing, .apply = abort_apply, .changes_nothing = true },
 	{ NULL },
 };

@@ -442,3 +442,22 @@ def test_device_is_an_export(disk, tmp):
     disk.qmp.cmd("blockdev-backup", device="vda", target="target", sync="full")
     succeeded(disk, "vda")
 
+
+
+def test_drive_backup(disk, tmp):
+    """It makes the image, with what that stands on, and lets go of it."""
+    before = content(tmp)
+    for sync, fmt in ("full", "raw"), ("full", "qcow2"), ("top", "qcow2"):
+        path = tmp / f"{sync}.{fmt}"
+        disk.qmp.cmd("drive-backup", job_id="j", device="disk", target=str(path), sync=sync, format=fmt)
+        succeeded(disk)
+        assert read_image(path, fmt, SIZE, tmp) == before
+        assert tools.info(path).get("backing-filename") == (str(tmp / "base.qcow2") if sync == "top" else None)
+    disk.qmp.cmd("drive-backup", job_id="j", device="disk", target=str(tmp / "full.raw"), sync="full", format="raw", mode="existing")
+    succeeded(disk)
+    assert "not guessed" in disk.qmp.error("drive-backup", job_id="j", device="disk", target=str(tmp / "full.raw"), sync="full",
+                                           mode="existing")[1]
+    disk.qmp.cmd("drive-backup", job_id="j", device="disk", target=str(tmp / "none.qcow2"), sync="none")
+    disk.qmp.cmd("job-cancel", id="j")
+    wait(disk)
+    assert len(disk.qmp.cmd("query-named-block-nodes")) == 4       # the disk, its base, their files
