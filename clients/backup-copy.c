@@ -396,7 +396,7 @@ static struct piece *add_read(struct copy *c, const struct run *r)
  * allow.  With the lock held.  *WAIT: ms until there may be more. */
 static int work_locked(struct copy *c, int *wait, struct error *err)
 {
-	const struct run *r;
+	const struct run *r = NULL;
 	struct piece *p;
 	int rc = 0;
 

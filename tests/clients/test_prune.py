@@ -3,6 +3,7 @@
 killed."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -181,13 +182,15 @@ def test_unreadable_points_are_left(repo, merino):
 
 
 SYSCALLS = ["pwrite64", "fsync", "rename,renameat,renameat2", "unlink,unlinkat"]
+# The search for leaks is ptrace's business, and strace has that.
+NO_LEAKS = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
 MORE_SYSCALLS = ["fdatasync", "openat", "close", "pread64"]
 
 
 def killed(merino, repo, args, calls, nth):
     """prune, killed at its NTH call of one of CALLS; False: it came to its end before."""
     done = subprocess.run([tools.need("strace"), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}",
-                           "-e", f"inject={calls}:signal=KILL:when={nth}", *merino.argv("prune", *args, repo.path)],
+                           "-e", f"inject={calls}:signal=KILL:when={nth}", *merino.argv("prune", *args, repo.path)], env=NO_LEAKS,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), done
     return done.returncode != 0
@@ -248,7 +251,7 @@ def fault_everywhere(merino, tmp, source, kept, calls, error, nths):
         r = copies(tmp, source, n)
         done = subprocess.run([tools.need("strace"), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e",
                                f"inject={calls}:error={error}:when={nth}",
-                               *merino.argv("prune", "--keep", str(len(kept)), r.path)],
+                               *merino.argv("prune", "--keep", str(len(kept)), r.path)], env=NO_LEAKS,
                               stdin=subprocess.DEVNULL, capture_output=True, text=True)
         assert done.returncode in (0, 1), done
         still_right(merino, r, kept)
