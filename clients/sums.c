@@ -365,7 +365,7 @@ void sums_close(struct sums *s)
 	free(s);
 }
 
-static int load(struct layer *l, struct error *err)
+static int load_hashes(struct layer *l, struct error *err)
 {
 	size_t n = (l->end - l->first) * SUMS_HASH;
 	int rc = l->loaded ? 0 : get(l, l->hash, n, l->at - n, err);
@@ -417,7 +417,7 @@ int sums_next(struct sums *s, uint64_t *index, uint64_t *count, uint8_t hash[SUM
 		s->at = limit;
 		return SUMS_ZERO;
 	}
-	rc = load(l, err);
+	rc = load_hashes(l, err);
 	if (rc < 0)
 		return rc;
 	*count = 1;

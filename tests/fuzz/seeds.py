@@ -5,6 +5,7 @@
 What a fuzzer found and is worth keeping lies beside them, under a name that begins with "found-".
 """
 
+import hashlib
 import json
 import pathlib
 import struct
@@ -261,6 +262,29 @@ def qmp():
         put("qmp", name, text.encode("latin-1"))
 
 
+def repo():
+    """Manifests (what the repository is called there: "r"), and files of checksums without their headers."""
+    disk = {"name": "vda", "size": 65543, "format": "qcow2", "file": "vda@p1.qcow2", "level": "full", "reason": "first",
+            "checkpoint": "c", "source": "/x", "read-bytes": 1, "data-bytes": 2, "zero-bytes": 3, "sums": "vda@p1.sums",
+            "sums-bytes": 32, "sums-sha256": "ab" * 32, "root": "cd" * 32}
+    second = {**disk, "name": "b", "file": "b@p1.qcow2", "sums": "b@p1.sums", "level": "incremental", "parent": "p0",
+              "merged": "p00"}
+    del second["reason"]
+    for name, disks in ("full", [disk]), ("two", [disk, second]):
+        root = hashlib.sha256(b"merino point\n" + b"".join(d["name"].encode() + b"\0" + bytes.fromhex(d["root"])
+                                                           for d in sorted(disks, key=lambda d: d["name"])))
+        manifest = {"merino-point": 1, "repository": "r", "point": "p1", "sequence": 1, "time": "2026-11-21T02:00:00Z",
+                    "finished": "2026-11-21T02:00:01Z", "consistency": "unknown", "tool": "t", "server": "s",
+                    "arguments": ["backup", "x"], "chunk-size": 65536, "disks": disks, "root": root.hexdigest(),
+                    "manifest-sha256": "0" * 64}
+        put("repo", f"manifest-{name}", b"\1" + json.dumps(manifest).encode())
+
+    def run(first, count, kind):
+        return struct.pack(">QII", first, count, kind) + (b"h" * 32 * count if kind == 1 else b"")
+    put("repo", "sums", b"\0" + run(0, 2, 1) + run(5, 100, 2) + run(1, 3, 1) + run(999, 1, 2))
+    put("repo", "sums-wrong", b"\0" + run(3, 2, 1) + run(1, 1, 2) + run(1, 3, 3) + run(1000, 9, 2))
+
+
 if __name__ == "__main__":
-    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp:
+    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp, repo:
         make()
