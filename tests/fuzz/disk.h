@@ -24,7 +24,8 @@
 #define STEP_BYTES_MAX (4u << 20)
 #define NODES_EXTENTS 512
 
-enum disk_flags { DISK_WRITABLE = 1, DISK_NO_BACKING = 2, DISK_UNMAP = 4, DISK_SMALL_CACHE = 8 };
+enum disk_flags { DISK_WRITABLE = 1, DISK_NO_BACKING = 2, DISK_UNMAP = 4, DISK_SMALL_CACHE = 8,
+		  DISK_RAW = 16 };
 
 static struct graph graph;
 static uint8_t disk_buffer[STEP_BYTES_MAX];
@@ -48,12 +49,15 @@ static inline struct node *disk_open(unsigned flags)
 	struct node *n = NULL;
 	uint64_t size = m->size;
 	uint8_t *before = malloc(size + 1);
+	bool raw = flags & DISK_RAW;
 	char text[512];
 
+	if (raw)
+		flags &= DISK_WRITABLE | DISK_UNMAP;
 	fuzz_assert(before);
 	memcpy(before, m->data, size);
-	snprintf(text, sizeof(text), "{'driver':'qcow2','file':{'driver':'file','filename':'" IMAGE "'},"
-		 "'read-only':%s,'discard':'%s'%s%s}", flags & DISK_WRITABLE ? "false" : "true",
+	snprintf(text, sizeof(text), "{'driver':'%s','file':{'driver':'file','filename':'" IMAGE "'},"
+		 "'read-only':%s,'discard':'%s'%s%s}", raw ? "raw" : "qcow2", flags & DISK_WRITABLE ? "false" : "true",
 		 flags & DISK_UNMAP ? "unmap" : "ignore", flags & DISK_NO_BACKING ? ",'backing':null" : "",
 		 flags & DISK_SMALL_CACHE ? ",'l2-cache-size':4096,'refcount-cache-size':4096,"
 					    "'l2-cache-entry-size':512" : "");

@@ -110,6 +110,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memcpy(m->data + clusters, in.at + bytes, min_u64(in.left - bytes, CLUSTERS * CLUSTER));
 	for (unsigned i = 0; i < TABLES * CLUSTER; i += 8)
 		put_pointer(m->data + clusters + i);
-	disk_run(flags, &script);
+	disk_run(flags & ~(unsigned)DISK_RAW, &script);
 	return 0;
 }

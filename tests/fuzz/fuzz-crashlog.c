@@ -92,6 +92,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		put_record(&slot[(first + i) % head->slots], in.at);
 		in = (struct fuzz_bytes){ in.at + sizeof(*slot), in.left - sizeof(*slot) };
 	}
-	disk_run(flags, &script);
+	disk_run(flags & ~(unsigned)DISK_RAW, &script);
 	return 0;
 }

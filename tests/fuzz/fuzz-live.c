@@ -2,7 +2,7 @@
 /* Fuzzes the files of live bitmaps: a process died, perhaps its machine did, and what lies
  * beside the image was then changed by somebody (doc/formats/bitmaps-live.md).
  *
- *	0	flags (disk.h); 0x20: changes are to the regions' file, too; 0x40: another boot;
+ *	0	flags (disk.h); DISK_RAW: they are the sidecar of a raw image; 0x20: changes are to the regions' file, too; 0x40: another boot;
  *		0x80: checksums are made right again
  *	1	steps of the script
  *	2	changes
@@ -17,45 +17,52 @@
 #define CLUSTER 512u
 #define DISK (512u << 10)
 
-static uint8_t *image, *file[2];
-static size_t image_size, file_size[2];
+static struct {
+	uint8_t *image, *file[2];
+	size_t image_size, file_size[2];
+} template[2], *t;			/* of a qcow2 image, of a raw one; the one in use */
 static const char *const suffix[2] = { LIVE_SUFFIX, LIVE_REGIONS_SUFFIX };
 
 /* As the process that died left it: bitmaps that are stored, and some that are not. */
-static void make_template(void)
+static void make_template(bool raw)
 {
 	struct qcow2_create o = { .size = DISK, .cluster_size = CLUSTER };
 	struct memio_file *m = memio_put(IMAGE, NULL, 0, 0);
 	struct error err = ERROR_INIT;
 	struct io_file *f = io_open(memio(), IMAGE, IO_RDWR, &err);
+	unsigned flags = DISK_WRITABLE | (raw ? DISK_RAW : 0);
 	struct node *n;
 
-	fuzz_assert(f && !qcow2_create(f, &o, &err));
+	t = &template[raw];
+	fuzz_assert(f && !(raw ? io_truncate(f, DISK) : qcow2_create(f, &o, &err)));
 	io_file_unref(f);
-	n = disk_open(DISK_WRITABLE);
+	n = disk_open(flags);
 	fuzz_assert(n && !bitmap_add(n, "stored", 512, true, false, NULL, &err));
 	fuzz_assert(!node_write(n, disk_buffer, 0, 20000, 0));
 	node_unref(n);
-	n = disk_open(DISK_WRITABLE);
+	n = disk_open(flags);
 	fuzz_assert(n && !bitmap_add(n, "new", 4096, true, false, NULL, &err));
 	fuzz_assert(!bitmap_add(n, "off", 65536, true, true, NULL, &err));
 	fuzz_assert(!node_write(n, disk_buffer, 100 << 10, 9000, 0) && !bitmaps_commit(n, &err));
-	image_size = m->size;
-	image = malloc(image_size);
-	memcpy(image, m->data, image_size);
+	t->image_size = m->size;
+	t->image = malloc(t->image_size);
+	memcpy(t->image, m->data, t->image_size);
 	for (unsigned i = 0; i < 2; i++) {
 		fuzz_assert(memio_place[i]);
-		file_size[i] = memio_place[i]->file.size;
-		file[i] = malloc(file_size[i]);
-		memcpy(file[i], memio_place[i]->file.data, file_size[i]);
+		t->file_size[i] = memio_place[i]->file.size;
+		t->file[i] = malloc(t->file_size[i]);
+		memcpy(t->file[i], memio_place[i]->file.data, t->file_size[i]);
 	}
 	node_unref(n);
+	memio_beside_put(suffix[0], NULL);
+	memio_beside_put(suffix[1], NULL);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	disk_init();
-	make_template();
+	make_template(false);
+	make_template(true);
 	return 0;
 }
 
@@ -65,12 +72,12 @@ static void make_right(uint8_t *p, unsigned first)
 
 	h->crc = live_crc(h, offsetof(struct live_head, crc));
 	for (unsigned i = first % 4; i < 4; i++) {
-		uint8_t *t = p + LIVE_HEAD + i * live_table_bytes;
-		struct live_table_head *th = (struct live_table_head *)(void *)t;
+		uint8_t *table = p + LIVE_HEAD + i * live_table_bytes;
+		struct live_table_head *th = (struct live_table_head *)(void *)table;
 
 		th->crc = 0;
 		if (th->bytes <= live_table_bytes)
-			th->crc = live_crc(t, th->bytes);
+			th->crc = live_crc(table, th->bytes);
 	}
 }
 
@@ -85,10 +92,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return -1;
 	script = (struct fuzz_bytes){ in.at, min_u64(steps * STEP, in.left) };
 	in = (struct fuzz_bytes){ in.at + script.left, in.left - script.left };
-	memio_put(IMAGE, image, image_size, image_size);
+	t = &template[flags & DISK_RAW ? 1 : 0];
+	memio_put(IMAGE, t->image, t->image_size, t->image_size);
 	memio_log_drop();
 	for (unsigned i = 0; i < 2; i++)
-		m[i] = memio_beside_new(file[i], file_size[i], file_size[i]);
+		m[i] = memio_beside_new(t->file[i], t->file_size[i], t->file_size[i]);
 	if (flags & 0x40)
 		m[0]->file.data[offsetof(struct live_head, boot)] ^= 1;
 	for (unsigned i = 0; i < n && in.left >= 8; i++) {
@@ -98,7 +106,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		memcpy(&where, in.at, 4);
 		memcpy(&what, in.at + 4, 4);
 		in = (struct fuzz_bytes){ in.at + 8, in.left - 8 };
-		memcpy(m[which]->file.data + where % (file_size[which] - 3), &what, 4);
+		memcpy(m[which]->file.data + where % (t->file_size[which] - 3), &what, 4);
 	}
 	if (flags & 0x80)
 		make_right(m[0]->file.data, first);

@@ -43,7 +43,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memio_put(BASE, base, sizeof(base), 65536);
 	memio_put(IMAGE, data + at, size - at, size - at + get_be16(data + 2) % 32768 * 512ull);
 	script = (struct fuzz_bytes){ data + PREFIX, at - PREFIX };
-	disk_run(data[0], &script);
+	disk_run(data[0] & ~(unsigned)DISK_RAW, &script);
 	return 0;
 }
 

@@ -186,9 +186,12 @@ def live():
         "granularity": change((entry + 28, 63)),
         "name": change((entry + 28, 9 | 1 << 8 | 0xffff << 16)),
         "flags": change((entry + 24, 3)),
+        "closed": change((table + 20, 1), (table + 4096 + 20, 1)),
+        "other-mark": change((table + 20, 1), (table + 40, 7)),
+        "kind": change((72, 3)),
     }
     for name, changes in seeds.items():
-        for flags in 5, 4, 0x45, 0xc5, 0xe5:
+        for flags in 5, 4, 0x45, 0xc5, 0xe5, 0x15, 0x14, 0x55, 0xd5, 0xf5:
             put("live", f"{name}-{flags:x}", bytes([flags, len(USE), len(changes) // 8, 0]) + script(*USE) + changes)
 
 
