@@ -15,6 +15,7 @@ struct sink {
 	char *temp;			/* the new image's name for now; NULL: it has its own */
 	char *dir;			/* where OUT is; new images only */
 	struct io_file *file;		/* the new image, for the last sync */
+	uint64_t unsynced;		/* bytes written since the kernel was last told to store them */
 	struct graph graph;		/* of NODE and what is below it */
 	struct node *node;
 	struct node_use use;

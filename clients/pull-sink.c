@@ -22,6 +22,8 @@
 #include "common/bytes.h"
 #include "common/checked.h"
 
+#define SYNC_EVERY (32ull << 20)
+
 uint64_t sink_previous_size(const struct sink *k)
 {
 	return k->previous_size;
@@ -54,6 +56,16 @@ static int sink_data(struct sink *k, const char *buf, uint64_t off, uint64_t len
 	return rc < 0 ? sink_failed(k, err, rc, "writing", off, len) : 0;
 }
 
+/* Storage begins with what was written while more comes: the last sync has less to do. */
+static void sink_written(struct sink *k, uint64_t len)
+{
+	k->unsynced += len;
+	if (k->unsynced < SYNC_EVERY || !k->file || k->o->no_flush)
+		return;
+	sync_file_range(k->file->fd, 0, 0, SYNC_FILE_RANGE_WRITE);	/* a hint */
+	k->unsynced = 0;
+}
+
 /* The length of the granule at OFF: up to the next boundary, within LEFT. */
 static uint64_t granule(const struct sink *k, uint64_t off, uint64_t left)
 {
@@ -81,7 +93,11 @@ int64_t sink_write(struct sink *k, const void *buf, uint64_t off, size_t len, st
 	}
 	if (rc == 0)
 		rc = sink_data(k, p - data, off + len - data, data, err);
-	return rc < 0 ? rc : stored + (int64_t)data;
+	if (rc < 0)
+		return rc;
+	stored += (int64_t)data;
+	sink_written(k, (uint64_t)stored);
+	return stored;
 }
 
 /* The name must be on storage too, or a power loss takes the backup away. */
