@@ -87,7 +87,9 @@ static void set_sizes(struct copier *c)
 	uint64_t g = bitmap_granularity(&c->left), most;
 
 	c->block = min_u64(g, COPIER_BLOCK);
-	c->chunk = c->o.max_chunk ? align_down(c->o.max_chunk, 4096) : default_chunk(c->o.target);
+	c->chunk = default_chunk(c->o.target);
+	if (c->o.max_chunk)
+		c->chunk = min_u64(c->chunk, align_down(c->o.max_chunk, 4096));
 	if (c->o.compress)
 		c->chunk = max_u64(c->chunk, min_u64(g, COPIER_CLUSTER_MAX));
 	c->chunk = min_u64(max_u64(c->chunk, c->block), COPIER_MEMORY);

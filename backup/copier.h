@@ -39,7 +39,7 @@ struct copier_options {
 					 * cluster size, if that is larger */
 	uint64_t speed;			/* bytes a second; 0: no limit */
 	unsigned workers;		/* requests at a time; 0: 16 */
-	uint64_t max_chunk;		/* bytes of one request; 0: as the copier thinks best */
+	uint64_t max_chunk;		/* bytes of one request at most; 0: as the copier thinks best */
 	bool compress;			/* whole clusters, NODE_COMPRESS */
 	bool mark_zeroes;		/* where the target has nothing is not zero: see NODE_MARK */
 	bool target_is_zero;		/* what is zero need not be written */
