@@ -12,6 +12,7 @@ from lib import tools
 from lib.checkpoints import begin, changed, end, epochs, handle, pull, read, states
 from lib.daemon import blockdev, disk_args
 from lib.qmp import QMPError
+from lib.schema import Schema
 
 K, M = 1 << 10, 1 << 20
 SIZE = 8 * M
@@ -449,6 +450,19 @@ def test_bitmap_disabled_by_hand(daemon, tmp):
     end(d, "c2")
     assert states(d) == {"c2": "active"}
     assert begin(d, "a", "c3", since="c2")["disks"][0]["incremental"]
+
+
+def test_results_are_as_the_schema_says(two):
+    schema = Schema(two.qmp.cmd("query-qmp-schema"))
+    c = begin(two, "ab", "c1")
+    assert schema.faults(c, schema.commands["checkpoint-begin"]["ret-type"]) == []
+    end(two, "c1")
+    c = begin(two, "a", "c2", since="c1")
+    assert schema.faults(c, schema.commands["checkpoint-begin"]["ret-type"]) == []
+    now = two.qmp.cmd("query-checkpoints")
+    assert schema.faults(now, schema.commands["query-checkpoints"]["ret-type"]) == []
+    e = two.qmp.event("CHECKPOINT_ENDED")["data"]
+    assert schema.faults(e, schema.events["CHECKPOINT_ENDED"]["arg-type"]) == []
 
 
 # --- refusals
