@@ -65,7 +65,8 @@ static int allow_setting(const struct setting *s, struct json_object *o, struct 
 	if (!strcmp(s->def->name, "chardev"))
 		return allow_string(o, "path", true, ALLOW_SOCKET, err);
 	if (!strcmp(s->def->name, "blockdev"))
-		return allow_string(o, "crash-log-dir", false, ALLOW_READ | ALLOW_WRITE, err);
+		return allow_string(o, "crash-log-dir", false, ALLOW_READ | ALLOW_WRITE, err) ?:
+		       allow_string(o, "sidecar-dir", false, ALLOW_READ | ALLOW_WRITE, err);
 	if (strcmp(s->def->name, "object"))
 		return 0;
 	/* A list that is renamed over the old one is another file: by its directory. */
