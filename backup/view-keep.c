@@ -330,37 +330,17 @@ static uint64_t keep_some(struct save *s, uint64_t first, uint64_t end)
 }
 
 /* Another write keeps the first of [first, end): waits until it has. */
-static bool wait_for_other(struct view *v, uint64_t first, uint64_t end)
+static void wait_for_other(struct view *v, uint64_t first, uint64_t end)
 {
 	struct keeping *k = kept_by_other(v, first, end);
 
 	if (k)
 		co_queue_wait(&k->done);
-	return k;
 }
 
 static bool goes_on(const struct save *s)
 {
 	return !s->v->broken && !s->rc && !s->stopped;
-}
-
-static void keep_range(struct save *s, uint64_t begin, uint64_t end)
-{
-	struct view *v = s->v;
-
-	do {
-		for (uint64_t first = begin; first < end && goes_on(s);) {
-			uint64_t stop = needed(v, &first, end);
-			struct keeping *k = first < stop ? kept_by_other(v, first, stop) : NULL;
-
-			if (first >= end)
-				break;
-			if (k && k->first <= first)
-				first = k->end;		/* comes back to it below */
-			else
-				first = keep_some(s, first, k ? k->first : stop);
-		}
-	} while (goes_on(s) && wait_for_other(v, begin, end));
 }
 
 static bool anything_to_do(const struct view *v, uint64_t first, uint64_t end)
@@ -369,6 +349,33 @@ static bool anything_to_do(const struct view *v, uint64_t first, uint64_t end)
 		return true;
 	needed(v, &first, end);
 	return first < end;
+}
+
+static void keep_pass(struct save *s, uint64_t first, uint64_t end)
+{
+	struct view *v = s->v;
+
+	while (first < end && goes_on(s)) {
+		uint64_t stop = needed(v, &first, end);
+		struct keeping *k = first < stop ? kept_by_other(v, first, stop) : NULL;
+
+		if (first >= end)
+			break;
+		if (k && k->first <= first)
+			first = k->end;		/* the next pass looks at it */
+		else
+			first = keep_some(s, first, k ? k->first : stop);
+	}
+}
+
+/* Until nothing is left: what another one was keeping he may have left, too. */
+static void keep_range(struct save *s, uint64_t begin, uint64_t end)
+{
+	while (goes_on(s) && anything_to_do(s->v, begin, end)) {
+		keep_pass(s, begin, end);
+		if (goes_on(s))
+			wait_for_other(s->v, begin, end);
+	}
 }
 
 static void keep(struct save *s, uint64_t off, uint64_t len)

@@ -2,7 +2,7 @@
 /* view-log: where a view keeps old data: in memory first, then in the fleece log.
  *
  * The log is an endless row of blocks, cut into segments.  A save takes the next blocks
- * of the last segment and reads into its memory; a full segment is written in one piece,
+ * of the last segment and reads into its memory; a full segment is written in large pieces,
  * behind everybody's back, once half of the memory is used, and its memory is free.  A
  * block has the same number in memory and in the file: nothing has to be looked up again.
  *
@@ -16,6 +16,9 @@
 
 #include "backup/view-int.h"
 
+/* Bytes of one write to the file.  Larger ones keep a core from the loop, and the guest
+ * waits. */
+#define LOG_WRITE (128u << 10)
 #define DEAD_WORDS (VIEW_PIECE / VIEW_GRANULARITY_MIN / 64)
 
 uint64_t view_memory = VIEW_MEMORY_DEFAULT;
@@ -132,13 +135,13 @@ static int write_segment(struct view *v, struct segment *s)
 
 	memcpy(not_wanted, s->dead, sizeof(not_wanted));
 	while (!rc && (end = clear_run(not_wanted, &i, s->filled)) > i) {
-		uint64_t bytes = (uint64_t)(end - i) << v->bits;
+		uint64_t bytes = min_u64((uint64_t)(end - i) << v->bits, max_u64(LOG_WRITE, 1ull << v->bits));
 
 		rc = io_pwrite(v->log.file, s->mem + ((size_t)i << v->bits), bytes,
 			       file_offset(v, s, i), 0);
 		if (!rc)
 			v->log.stored += bytes;
-		i = end;
+		i += (uint32_t)(bytes >> v->bits);
 	}
 	/* What was not written need not be given back. */
 	for (unsigned w = 0; w < DEAD_WORDS; w++)

@@ -74,7 +74,7 @@ bool patience_wait(struct patience *p, struct co_queue *q)
 	uint64_t begun, took;
 
 	if (!loop_self()) {		/* a simulation: its time is another */
-		if (!co_self())
+		if (!co_self() || p->gives_way)
 			return false;
 		co_queue_wait(q);
 		return true;
