@@ -39,9 +39,9 @@ def images(tmp):
 
 
 def plain(value):
-    """Without what later QEMUs added, and in an order."""
+    """Without what later QEMUs and merinod added, and in an order."""
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items() if k not in ("children", "active")}
+        return {k: plain(v) for k, v in value.items() if k not in ("children", "active", "crash-safe")}
     if isinstance(value, list):
         return sorted((plain(v) for v in value), key=lambda v: json.dumps(v, sort_keys=True))
     return re.sub("^#block[0-9]+$", "#block", value) if isinstance(value, str) else value
