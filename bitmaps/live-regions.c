@@ -14,7 +14,7 @@
  * it finds its region marked, a sync that lets the region go begins later and has the bits.
  *
  * Each write of the marks costs a guest's write its time.  So the more there were since the last
- * sweep, the more neighbours are marked as well: who writes all over a disk pays for a hundred of
+ * sweep, the more neighbours are marked as well: who writes all over a disk pays for some thirty of
  * them, not for thousands.  What was marked in vain goes with the sweeps.
  *
  * The marks are one sector: a write of them is there as a whole or not at all.
@@ -148,7 +148,7 @@ static int write_marks(struct live_regions *r)
 /* How many neighbours are marked at once. */
 static uint64_t group(const struct live_regions *r)
 {
-	return r->writes < 8 ? 1 : r->writes < 24 ? 8 : r->writes < 64 ? 64 : 512;
+	return r->writes < 8 ? 1 : r->writes < 16 ? 16 : r->writes < 24 ? 128 : 512;
 }
 
 static bool all_durable(const struct live_regions *r, uint64_t first, uint64_t last)
