@@ -34,12 +34,17 @@ struct queue {
 	bool broken;
 	uint16_t signalled;		/* next_used at the last look at used_event */
 	bool signalled_valid;
+	/* Since queue_start(): where the rings lie, and the heads that are popped, not pushed. */
+	void *desc, *avail, *used;
+	uint64_t taken[QUEUE_SIZE_MAX / 64];
+	unsigned n_taken;
 };
 
-/* A request: first what the device reads, then what it writes. */
+/* A request: first what the device reads, then what it writes.  Neighbours in memory are
+ * one segment. */
 struct queue_chain {
 	uint16_t head;
-	unsigned n_out, n_in;
+	unsigned n_out, n_in;		/* segments */
 	uint64_t out_bytes, in_bytes;
 	struct iovec *iov;		/* QUEUE_SEGMENTS_MAX of them, the caller's */
 };

@@ -36,6 +36,27 @@ def keyval():
         put("keyval", name, bytes([kind]) + text.encode())
 
 
+def vmm_queue():
+    """Writes into the guest's memory (0x80 | length - 1, where, bytes), pops (0) and pushes (1)."""
+    def write(at, data):
+        return bytes([0x80 | len(data) - 1]) + struct.pack(">H", at) + data
+
+    def desc(at, addr, length, flags=0, following=0):
+        return write(at, struct.pack("<QIHH", addr, length, flags, following))
+
+    def avail(*heads):
+        return write(256, struct.pack(f"<{2 + len(heads)}H", 0, len(heads), *heads))
+    chain = desc(0, 1024, 16, 1, 1) + desc(16, 2048, 512, 3, 2) + desc(32, 4096, 1, 2)
+    table = desc(0, 6000, 32, 4) + desc(6000, 1024, 16, 1, 1) + desc(6016, 2048, 8, 2)
+    put("vmm-queue", "chain", b"\0" + chain + avail(0) + b"\0\1")
+    put("vmm-queue", "indirect", b"\3" + table + avail(0) + b"\0\1\2")
+    put("vmm-queue", "loop", b"\0" + desc(0, 1024, 16, 1, 0) + avail(0) + b"\0")
+    put("vmm-queue", "nested", b"\2" + desc(0, 6000, 16, 4) + desc(6000, 6000, 16, 4) + avail(0) + b"\0")
+    put("vmm-queue", "twice", b"\1" + chain + avail(0, 0) + b"\0\0\1")
+    put("vmm-queue", "high", b"\4\0\4" + desc(0, 1 << 32, 1024) + avail(0) + b"\0\1")
+    put("vmm-queue", "addresses", b"\x3d" + struct.pack(">HQQQ", 16, 4096, 2, 4) + desc(4096, 0, 8) + b"\0\1")
+
+
 def sh(*argv):
     subprocess.run([str(a) for a in argv], check=True, stdout=subprocess.DEVNULL)
 
@@ -289,5 +310,5 @@ def repo():
 
 
 if __name__ == "__main__":
-    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp, repo:
+    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp, repo, vmm_queue:
         make()
