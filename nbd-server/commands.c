@@ -8,11 +8,9 @@
 
 #include <errno.h>
 
+#include "common/qmp-message.h"
 #include "nbd-server/daemon.h"
 #include "nbd-server/qmp-types.h"
-
-#define QEMU_MAJOR 7			/* whose interface this is: what clients look at */
-#define QEMU_MINOR 2
 
 const struct qmp_arg args_nothing[] = { { NULL } };
 
@@ -175,20 +173,6 @@ static COMMAND(command_capabilities)
 {
 	return error_set_class(err, ERROR_COMMAND_NOT_FOUND, -EINVAL,
 			       "Capabilities negotiation is already complete, command ignored");
-}
-
-struct json_object *qmp_version(void)
-{
-	struct json_object *version = json_object_new_object();
-	struct json_object *qemu = json_object_new_object();
-
-	json_object_object_add(qemu, "major", json_object_new_int(QEMU_MAJOR));
-	json_object_object_add(qemu, "minor", json_object_new_int(QEMU_MINOR));
-	json_object_object_add(qemu, "micro", json_object_new_int(0));
-	json_object_object_add(version, "qemu", qemu);
-	json_object_object_add(version, "package",
-			       json_object_new_string("merino-" MERINO_VERSION));
-	return version;
 }
 
 static COMMAND(command_query_version)

@@ -157,9 +157,6 @@ const struct qmp_case *action_cases(void);
 /* --nbd-server: nbd-server-start with strings and a flat addr.  O is consumed in place. */
 int nbd_server_start_keyval(struct json_object *o, struct error *err);
 
-/* {"qemu":{"major":…},"package":…}: query-version's, and the greeting's. */
-struct json_object *qmp_version(void);
-
 /* commands-info.c: QEMU's BlockDeviceInfo; on the node's loop. */
 struct json_object *block_device_info(struct node *n, bool flat);
 /* All nodes that there are now, each with one more reference; malloc'd. */

@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "common/co.h"
@@ -24,6 +23,7 @@
 #include "common/log.h"
 #include "common/loop.h"
 #include "common/options.h"
+#include "common/qmp-message.h"
 #include "nbd-server/address.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/session.h"
@@ -174,16 +174,8 @@ static void client_write(void *arg)
 
 void qmp_event(const char *name, struct json_object *data)
 {
-	struct json_object *o = json_object_new_object(), *t = json_object_new_object();
-	struct timespec now;
+	struct json_object *o = qmp_event_new(name, data);
 
-	clock_gettime(CLOCK_REALTIME, &now);
-	json_object_object_add(t, "seconds", json_object_new_int64(now.tv_sec));
-	json_object_object_add(t, "microseconds", json_object_new_int64(now.tv_nsec / 1000));
-	json_object_object_add(o, "timestamp", t);
-	json_object_object_add(o, "event", json_object_new_string(name));
-	if (data)
-		json_object_object_add(o, "data", data);
 	for (struct monitor *m = monitors; m; m = m->next) {
 		for (struct client *c = m->clients; c; c = c->next) {
 			if (c->session.negotiated)
@@ -313,7 +305,7 @@ static ssize_t client_receive(struct client *c, struct io *io, char *bytes, size
 static void client_read(struct client *c)
 {
 	struct json_stream *in = json_stream_new(NULL);
-	struct json_object *greeting = session_greeting();
+	struct json_object *greeting = qmp_greeting();
 	struct io *io = loop_io(loop_self());
 	char bytes[READ_SIZE];
 	ssize_t n = 1;

@@ -12,9 +12,6 @@ struct session {
 	struct qmp_fds received;
 };
 
-/* The first message to a client. */
-struct json_object *session_greeting(void);
-
 /* Coroutine.  Checks and runs one request (NULL is JSON's null); the caller owns
  * the answer.  BAD, if not NULL, says why the request could not be read. */
 struct json_object *session_answer(struct session *s, struct json_object *request,
