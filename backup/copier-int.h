@@ -62,6 +62,7 @@ struct copier {
 	uint64_t chunk;			/* bytes of one buffer */
 	unsigned workers;		/* at most at a time */
 	bool target_direct;		/* no page cache holds anything back */
+	bool target_tells;		/* its map tells zeroes from nothing; a server's does not */
 	struct bitmap left;		/* to be copied */
 	struct bitmap skipped;		/* failed, and its owner ignores that; not in ->left */
 	struct copier_task *busy;
@@ -121,6 +122,7 @@ int copier_source_kind(struct copier *c, uint64_t off, uint64_t max, enum copier
 		       uint64_t *len);
 void copier_target_kind(struct copier *c, uint64_t off, uint64_t max, enum copier_kind *kind,
 			uint64_t *len);
+bool copier_map_tells(const struct node *target);
 /* Forgets what was looked up: something in [off, off+len) has changed. */
 void copier_map_drop(struct copier_map *m, uint64_t off, uint64_t len);
 

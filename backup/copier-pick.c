@@ -10,6 +10,7 @@
 #include <errno.h>
 
 #include "backup/copier-int.h"
+#include "format/qcow2.h"
 
 #define MAP_ASK_MIN (64ull << 20)
 #define MAP_ASK_MAX (1ull << 62)
@@ -99,12 +100,22 @@ static void map_seek(struct copier_map *m, uint64_t off)
 		m->at_off += m->x.v[m->at++].len;
 }
 
+/* A map tells zeroes from nothing if it is a qcow2 image's; in a file there is no difference. */
+bool copier_map_tells(const struct node *target)
+{
+	const struct node *n = node_skip_filters((struct node *)target);
+
+	while (!node_is_qcow2(n) && n->child[CHILD_FILE])
+		n = n->child[CHILD_FILE];
+	return node_is_qcow2(n) ? n == node_skip_filters((struct node *)target) : node_storage(n) != NULL;
+}
+
 static enum copier_kind kind_of(const struct copier *c, const struct copier_map *m,
 				const struct extent *e)
 {
 	if (c->o.one_layer && m == &c->source && e->depth != 1)
 		return COPIER_NOTHING;
-	if (c->o.mark_zeroes && m == &c->target && e->flags & EXTENT_UNALLOCATED)
+	if (c->o.mark_zeroes && m == &c->target && (e->flags & EXTENT_UNALLOCATED || !c->target_tells))
 		return COPIER_DATA;
 	return e->flags & EXTENT_ZERO ? COPIER_ZERO : COPIER_DATA;
 }

@@ -115,6 +115,7 @@ int copier_new(const struct copier_options *o, struct copier **out, struct error
 	c->left.granularity_bits = c->skipped.granularity_bits = granularity_bits(o, size);
 	c->wake = o->job ? &o->job->wake : &c->own_wake;
 	c->target_direct = storage_of(o->target) && storage_of(o->target)->direct;
+	c->target_tells = copier_map_tells(o->target);
 	set_sizes(c);
 	if (make_maps(c)) {
 		copier_free(c);

@@ -161,11 +161,12 @@ static size_t detect_run(const uint8_t *buf, uint64_t off, size_t len, bool *zer
 }
 
 /* detect-zeroes: a write all of zeroes, or a long aligned run of them inside it,
- * is stored as zeroes.  Pieces meet at multiples of ZERO_BLOCK: no block tears. */
+ * is stored as zeroes, which are marked: as data they would have a place of their own, too.
+ * Pieces meet at multiples of ZERO_BLOCK: no block tears. */
 static int node_write_detect(struct node *n, const void *buf, uint64_t off, size_t len,
 			     unsigned flags)
 {
-	unsigned how = (flags & (NODE_FUA | NODE_MARK)) | (n->detect_unmap ? NODE_MAY_UNMAP : 0u);
+	unsigned how = (flags & NODE_FUA) | NODE_MARK | (n->detect_unmap ? NODE_MAY_UNMAP : 0u);
 	int rc = 0;
 
 	while (len && !rc) {

@@ -13,8 +13,8 @@
  *	unallocated, none	-		-			-
  *	compressed		flag, free	flag, free		flag or 0, free
  *
- * Zeroes that are to be marked (NODE_MARK) are as zeroes that may unmap, but for "flag" where
- * there is nothing and no backing image.
+ * Zeroes that are to be marked (NODE_MARK) have "flag" where there is nothing and no backing
+ * image, too; a part of such a cluster flags all of it, as QEMU does.
  *
  * Data that a snapshot shares is given up, never kept.  Version 2 has no flag: what
  * would need one is written as zeroes, or not discarded.
@@ -29,7 +29,23 @@
 
 #include <errno.h>
 
-enum how { HOW_ZERO, HOW_UNMAP, HOW_MARK, HOW_DISCARD, HOW_FORGET };
+enum how {
+	HOW_ZERO, HOW_UNMAP,
+	HOW_MARK, HOW_UNMAP_MARK,	/* the same, marked */
+	HOW_MARK_EMPTY,			/* flags where there is nothing, and changes nothing else */
+	HOW_DISCARD, HOW_FORGET,
+};
+
+/* What has a cluster keeps it. */
+static bool keeps(enum how how)
+{
+	return how == HOW_ZERO || how == HOW_MARK;
+}
+
+static bool marks(enum how how)
+{
+	return how == HOW_MARK || how == HOW_UNMAP_MARK || how == HOW_MARK_EMPTY;
+}
 
 /* Whether [off, off+r->len) reads as zeroes, without looking at data: now, and with the
  * backing image that the header names, if that is not opened. */
@@ -42,19 +58,29 @@ static bool is_zero(const struct qcow2 *s, uint64_t off, const struct run *r)
 	return r->kind == RUN_ZERO || r->kind == RUN_ZERO_ALLOCATED;
 }
 
-/* A part of one cluster.  DRY: only says whether it would need writing (-ENOTSUP). */
-static int zero_part(struct qcow2 *s, uint64_t off, uint64_t len, bool dry)
-{
-	struct run r;
-	int rc;
+static int zero_whole(struct qcow2 *s, uint64_t off, uint64_t end, enum how how);
 
-	if (!len)
-		return 0;
-	rc = qcow2_lookup(s, off, len, &r);
-	if (rc || is_zero(s, off, &r))
-		return rc;
-	if (dry)
+static bool is_empty(const struct run *r)
+{
+	return r->kind == RUN_UNALLOCATED || r->kind == RUN_RESERVED;
+}
+
+/* OFF is in a unit with nothing in it, which reads as zeroes: flags it.  -ENOTSUP: that
+ * cannot be, it has to be written. */
+static int mark_unit(struct qcow2 *s, uint64_t off, bool dry)
+{
+	uint64_t first = align_down(off, 1ull << s->sub_bits);
+	const struct run nothing = { .kind = RUN_UNALLOCATED };
+
+	if (s->h.version < 3 || !is_zero(s, first, &nothing))
 		return -ENOTSUP;
+	return dry ? 0 : zero_whole(s, first, min_u64(first + (1ull << s->sub_bits), s->node->size), HOW_MARK_EMPTY);
+}
+
+static int write_zeroes(struct qcow2 *s, uint64_t off, uint64_t len)
+{
+	int rc = 0;
+
 	for (uint64_t now; len && !rc; off += now, len -= now) {
 		now = min_u64(len, sizeof(qcow2_zeroes));
 		rc = qcow2_write(s->node, qcow2_zeroes, off, now, 0);
@@ -62,16 +88,43 @@ static int zero_part(struct qcow2 *s, uint64_t off, uint64_t len, bool dry)
 	return rc;
 }
 
+/* A part of one unit.  DRY: only says whether it would need writing (-ENOTSUP). */
+static int zero_part(struct qcow2 *s, uint64_t off, uint64_t len, enum how how, bool dry)
+{
+	struct run r;
+	int rc;
+
+	if (!len)
+		return 0;
+	do {				/* somebody may write to the unit before it is flagged */
+		rc = qcow2_lookup(s, off, len, &r);
+		if (rc)
+			return rc;
+		if (!is_zero(s, off, &r))
+			break;
+		if (!marks(how) || !is_empty(&r))
+			return 0;
+		rc = mark_unit(s, off, dry);
+	} while (!rc && !dry);
+	if (rc && rc != -ENOTSUP)
+		return rc;
+	if (dry)
+		return is_zero(s, off, &r) ? rc : -ENOTSUP;
+	return write_zeroes(s, off, len);
+}
+
 /* Whether R can stay as it is. */
 static bool nothing_to_do(const struct qcow2 *s, const struct run *r, enum how how)
 {
+	if (how == HOW_MARK_EMPTY)
+		return !is_empty(r) && r->kind != RUN_BAD;
 	switch (r->kind) {
 	case RUN_ZERO:
 		return how != HOW_FORGET;
 	case RUN_ZERO_ALLOCATED:
-		return how == HOW_ZERO;
+		return keeps(how);
 	case RUN_UNALLOCATED:
-		return (!s->has_backing && how != HOW_MARK) || how == HOW_FORGET;
+		return (!s->has_backing && !marks(how)) || how == HOW_FORGET;
 	case RUN_RESERVED:
 		return how == HOW_ZERO && !s->has_backing;
 	default:
@@ -89,7 +142,7 @@ static bool leaves_nothing(const struct qcow2 *s, enum how how)
 static bool can_flag(const struct qcow2 *s, enum how how)
 {
 	return s->h.version >= 3 || how == HOW_FORGET ||
-	       (!s->has_backing && how != HOW_ZERO && how != HOW_MARK);
+	       (!s->has_backing && how != HOW_ZERO && !marks(how));
 }
 
 /* A data file that is to be readable as a raw image has the zeroes, too. */
@@ -98,7 +151,7 @@ static int zero_raw(struct qcow2 *s, uint64_t off, uint64_t len, enum how how)
 	if (!qcow2_data_is_raw(s) || how == HOW_FORGET)
 		return 0;
 	len = min_u64(len, s->node->size - off);
-	return node_zero(s->data, off, len, how == HOW_ZERO ? 0 : NODE_MAY_UNMAP);
+	return node_zero(s->data, off, len, keeps(how) ? 0 : NODE_MAY_UNMAP);
 }
 
 static bool has_host(const struct run *r)
@@ -111,7 +164,7 @@ static bool has_host(const struct run *r)
 static int change(struct qcow2 *s, struct slice *sl, uint64_t off, const struct run *r, enum how how)
 {
 	uint64_t count = DIV_ROUND_UP(r->len, s->cluster_size);
-	bool keep = how == HOW_ZERO && r->kind == RUN_DATA;
+	bool keep = keeps(how) && r->kind == RUN_DATA;
 	uint64_t entry = s->h.version < 3 || leaves_nothing(s, how) ? 0 : QCOW2_ZERO;
 	int rc;
 
@@ -142,7 +195,7 @@ static int change_subclusters(struct qcow2 *s, struct slice *sl, uint64_t off, u
 	qcow2_lookup_slice(s, sl, c, s->cluster_size, &r);
 	if (to - from == QCOW2_SUBS) {
 		bits = leaves_nothing(s, how) ? 0 : QCOW2_SUBS_ZERO;
-		if (how != HOW_ZERO || !r.copied || r.kind == RUN_COMPRESSED)
+		if (!keeps(how) || !r.copied || r.kind == RUN_COMPRESSED)
 			entry = 0;
 	} else {
 		bits = (old_bits & ~mask) | mask << 32;
@@ -183,13 +236,15 @@ static int zero_extended(struct qcow2 *s, uint64_t off, uint64_t len, enum how h
 	qcow2_lookup_slice(s, sl, off, now, &r);
 	if (r.kind == RUN_BAD)
 		rc = qcow2_bad_entry(s, off, &r);
+	else if (how == HOW_MARK_EMPTY && nothing_to_do(s, &r, how))
+		rc = 0;
 	else if (r.kind == RUN_COMPRESSED && (off != c || (now < s->cluster_size && off + now < s->node->size)))
 		rc = -ENOTSUP;
 	else
 		rc = change_subclusters(s, sl, off, now, how);
 	range_leave(&s->ranges, &in_use);
 	cache_unpin(&s->l2, sl);
-	return rc == -ENOTSUP ? zero_part(s, off, now, false) : rc;
+	return rc == -ENOTSUP ? zero_part(s, off, now, how, false) : rc;
 }
 
 /* One step on whole clusters, within one slice. */
@@ -248,29 +303,30 @@ static void whole_units(const struct qcow2 *s, uint64_t unit, uint64_t off, uint
 
 static enum how how_of(unsigned flags)
 {
-	if (flags & NODE_MARK)
-		return HOW_MARK;
-	return flags & NODE_MAY_UNMAP ? HOW_UNMAP : HOW_ZERO;
+	if (flags & NODE_MAY_UNMAP)
+		return flags & NODE_MARK ? HOW_UNMAP_MARK : HOW_UNMAP;
+	return flags & NODE_MARK ? HOW_MARK : HOW_ZERO;
 }
 
 int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 {
 	struct qcow2 *s = qcow2_of(n);
+	enum how how = how_of(flags);
 	uint64_t first, end;
 	int rc = s->corrupt || s->flush.failed ? -EIO : 0;
 
 	whole_units(s, 1ull << s->sub_bits, off, len, &first, &end);
 	if (!rc && flags & NODE_NO_FALLBACK) {
-		rc = zero_part(s, off, first - off, true);
+		rc = zero_part(s, off, first - off, how, true);
 		if (!rc)
-			rc = zero_part(s, end, off + len - end, true);
+			rc = zero_part(s, end, off + len - end, how, true);
 	}
 	if (!rc)
-		rc = zero_part(s, off, first - off, false);
+		rc = zero_part(s, off, first - off, how, false);
 	if (!rc)
-		rc = zero_part(s, end, off + len - end, false);
+		rc = zero_part(s, end, off + len - end, how, false);
 	if (!rc)
-		rc = zero_whole(s, first, end, how_of(flags));
+		rc = zero_whole(s, first, end, how);
 	if (!rc && flags & NODE_FUA)
 		rc = qcow2_flush_all(s);
 	return rc;

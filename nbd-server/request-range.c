@@ -108,9 +108,11 @@ int request_trim(struct request *rq)
 	return in_pieces(rq, trim_piece);
 }
 
+/* The image may be put on a backing image later (an incremental backup that was pushed to
+ * us): what a client wrote must not show that one's data, so zeroes are marked. */
 static unsigned zero_flags(const struct request *rq)
 {
-	return rq->flags & NBD_CMD_FLAG_NO_HOLE ? 0 : NODE_MAY_UNMAP;
+	return NODE_MARK | (rq->flags & NBD_CMD_FLAG_NO_HOLE ? 0 : NODE_MAY_UNMAP);
 }
 
 /* Only the first piece may say that it would be slow: a request that was refused
