@@ -31,14 +31,17 @@ struct pci_class {
 	/* The BAR is at BASE now (0: nowhere): doorbells follow. */
 	void (*moved)(struct pci_device *d, uint64_t base);
 	void (*reset)(struct pci_device *d);
+	/* May be NULL: configuration space at OFF is about to be read, or was written. */
+	void (*config_access)(struct pci_device *d, unsigned off, unsigned size, bool write);
 };
 
 struct pci_vector {
 	uint64_t addr;
 	uint32_t data, control;
 	int route;			/* machine.h; -1: none yet */
-	int fd;				/* eventfd that raises it; any thread may write to it */
-	bool pending;
+	/* eventfd that raises it; any thread may write to it.  What was written while the
+	 * vector is masked stays in it: that is its pending bit. */
+	int fd;
 };
 
 struct pci_device {
@@ -48,6 +51,7 @@ struct pci_device {
 	uint8_t config[PCI_CONFIG_BYTES];
 	uint8_t writable[PCI_CONFIG_BYTES];	/* which bits the guest may change */
 	struct bus_region bar;
+	bool mapped;			/* the BAR is on the bus */
 	uint8_t cap_end;		/* where the next capability goes */
 	struct pci_vector *vector;
 	unsigned n_vectors;
@@ -72,7 +76,19 @@ uint8_t pci_add_capability(struct pci_device *d, uint8_t id, uint8_t len);
 int pci_add_msix(struct pci_device *d, unsigned n, uint32_t at, struct error *err);
 /* For those who read and write the BAR: does it belong to MSI-X? */
 bool pci_msix_access(struct pci_device *d, uint64_t off, unsigned size, uint64_t *value, bool write);
+/* Raises vector I; any thread.  False: the guest does not take MSI-X, or I is none. */
+bool pci_raise(struct pci_device *d, unsigned i);
 void pci_place_bars(struct machine *m);
 void pci_reset(struct machine *m);
+/* One access to configuration space: SIZE is 1, 2 or 4 and OFF a multiple of it. */
+uint32_t pci_config_read(struct pci_device *d, unsigned off, unsigned size);
+void pci_config_write(struct pci_device *d, unsigned off, unsigned size, uint32_t value);
+/* Undoes pci_add(), for a device that cannot be completed. */
+void pci_remove(struct pci_device *d);
+
+/* pci.c and pci-msix.c between them */
+void pci_msix_sync(struct pci_device *d);
+void pci_msix_reset(struct pci_device *d);
+void pci_msix_free(struct pci_device *d);
 
 #endif

@@ -3,6 +3,7 @@
  *
  * Registers are read and written under machine->lock.  activate() and reset() are the
  * device's: after reset() returns no thread of the device touches guest memory or a queue.
+ * No thread that reset() waits for may take machine->lock: what any thread may call takes none.
  */
 #ifndef MERINO_VMM_VIRTIO_H
 #define MERINO_VMM_VIRTIO_H
@@ -17,7 +18,7 @@
 struct machine;
 struct virtio;
 
-#define VIRTIO_QUEUES_MAX 64u
+#define VIRTIO_QUEUES_MAX 63u		/* and one vector more than queues: 64 */
 #define VIRTIO_CONFIG_MAX 256u
 
 struct virtio_class {
@@ -43,6 +44,7 @@ struct virtio_state {
 
 struct virtio {
 	struct pci_device pci;
+	struct pci_class pci_class;
 	const struct virtio_class *class;
 	struct machine *machine;
 	struct virtio_state s;
@@ -51,18 +53,28 @@ struct virtio {
 	int doorbell[VIRTIO_QUEUES_MAX];	/* eventfds */
 	unsigned n_queues;
 	uint16_t queue_size;		/* the largest offered */
-	uint8_t config[VIRTIO_CONFIG_MAX];
+	/* The driver's and the device's: what other threads change is one atomic store. */
+	uint8_t config[VIRTIO_CONFIG_MAX] __attribute__((aligned(8)));
 	unsigned config_len;
-	bool active;
+	bool active;			/* between activate() and reset() */
+	bool needs_reset;		/* atomic: set by any thread, DEVICE_NEEDS_RESET */
+	uint8_t cfg_cap;		/* where its VIRTIO_PCI_CAP_PCI_CFG lies */
 	char id[64];			/* the device's id, QEMU's "id" */
 };
 
-/* N_QUEUES, FEATURES, CONFIG and ID are set. */
+/* N_QUEUES, QUEUE_SIZE, FEATURES, CONFIG and ID are set.  V is the caller's;
+ * virtio_remove(), before pci_end(), takes it off the bus and frees what virtio_add() made. */
 int virtio_add(struct machine *m, struct virtio *v, const struct virtio_class *c, struct error *err);
+void virtio_remove(struct virtio *v);
 /* Any thread: queue I has something for the driver / the configuration has changed. */
 void virtio_interrupt(struct virtio *v, unsigned i);
 void virtio_config_changed(struct virtio *v);
-/* A queue is broken: DEVICE_NEEDS_RESET.  Any thread but one that holds machine->lock. */
+/* A queue is broken: DEVICE_NEEDS_RESET.  Any thread. */
 void virtio_needs_reset(struct virtio *v);
+/* The driver took feature BIT. */
+static inline bool virtio_has(const struct virtio *v, unsigned bit)
+{
+	return v->s.acked >> bit & 1;
+}
 
 #endif
