@@ -51,6 +51,8 @@ int bitmap_resize(struct bitmap *b, uint64_t size);
 
 /* Sets the bits, and leaves alone what is known of zeroes (changes.h). */
 void bitmap_mark(struct bitmap *b, uint64_t off, uint64_t len);
+/* Its name is that of a checkpoint's epoch (backup/checkpoint.h). */
+bool bitmap_is_epoch(const struct bitmap *b);
 
 /* store-live.c: B is new and persistent; its bits survive a crash from now on, if they can.
  * May suspend. */

@@ -77,12 +77,17 @@ void bitmap_zero_bits(struct bitmap *b)
 	b->dirty = 0;
 }
 
+bool bitmap_is_epoch(const struct bitmap *b)
+{
+	return strncmp(b->name, "merino:", 7) == 0;
+}
+
 /* A checkpoint's epoch: what changed since then includes what was not there (the copy of
  * that time is shorter, and a device's new blocks hold anything).  Others are clean
  * there, as in QEMU, if the disk was never larger: a copy that was would show through. */
 static bool counts_growth(const struct bitmap *b)
 {
-	return b->enabled && (b->shrunk || strncmp(b->name, "merino:", 7) == 0);
+	return b->enabled && (b->shrunk || bitmap_is_epoch(b));
 }
 
 int bitmap_resize(struct bitmap *b, uint64_t size)

@@ -81,6 +81,14 @@ static unsigned shown_granularity_bits(const struct dir_entry *e)
 	       : e->granularity_bits > most ? most : e->granularity_bits;
 }
 
+static const char moved[] = "another program has resized the image, or changed the bitmap";
+
+/* The end that store.c marks is still the end. */
+static bool end_is_marked(const struct bitmap *b)
+{
+	return !bitmap_is_epoch(b) || !b->size || bitmap_get(b, b->size - 1);
+}
+
 /* Why the bitmap of E cannot be used, or NULL with *B loaded.  B is NULL when it
  * cannot be shown either. */
 static const char *load_usable(struct node *n, const struct dir_entry *e, uint64_t *budget,
@@ -107,7 +115,9 @@ static const char *load_usable(struct node *n, const struct dir_entry *e, uint64
 			return NULL;
 	} else if (store_load_bits(*b, e, budget, &why) == 0) {
 		(*b)->shrunk = true;	/* the format has no word for it */
-		return NULL;
+		if (end_is_marked(*b))
+			return NULL;
+		why = moved;
 	}
 	bitmap_set_inconsistent(*b);
 	return why;
@@ -137,8 +147,18 @@ static const char *load_one(struct node *n, const struct dir_entry *e, uint64_t 
 	return why;
 }
 
+/* An end that was written to since looks like one that was marked: one epoch without it
+ * tells it of all. */
+static void doubt_epochs(struct node *n)
+{
+	for (struct bitmap *b = n->bitmaps; b; b = b->next)
+		if (bitmap_is_epoch(b) && !b->inconsistent)
+			bitmap_set_inconsistent(b);
+}
+
 static void load_all(struct node *n, const struct directory *d, struct live_found *f, uint64_t *budget)
 {
+	bool resized = false;
 	unsigned bad = 0;
 
 	for (uint32_t i = 0; i < d->n; i++) {
@@ -149,10 +169,13 @@ static void load_all(struct node *n, const struct directory *d, struct live_foun
 		if (e.flags & DIR_IN_USE && store_is_gone(f, &e))
 			continue;
 		why = load_one(n, &e, budget, f);
+		resized |= why == moved;
 		if (why && bad++ < WARNINGS_MAX)
 			log_warning("bitmap is inconsistent and can only be removed: %s image=%s "
 				    "bitmap=%s", why, n->filename ? n->filename : "", e.name);
 	}
+	if (resized)
+		doubt_epochs(n);
 	if (bad > WARNINGS_MAX)
 		log_warning("more bitmaps are inconsistent image=%s count=%u",
 			    n->filename ? n->filename : "", bad - WARNINGS_MAX);

@@ -175,6 +175,15 @@ static int store_bits(struct change *c, struct bitmap *b, int64_t i, uint32_t fl
 	return dir_append(&c->dir, &e);
 }
 
+/* An epoch's last granule is dirty in every image that is closed.  Whoever resizes the image
+ * meanwhile, and its bitmaps with it as the format has it, takes that bit away or leaves it
+ * in the middle: what was cut off and came back as zeroes is in no bitmap (store-load.c). */
+static void mark_end(struct bitmap *b)
+{
+	if (bitmap_is_epoch(b) && b->size)
+		bitmap_mark(b, b->size - 1, 1);
+}
+
 /* I: B's entry in the directory, or -1. */
 static int store_one(struct change *c, struct bitmap *b, int64_t i, struct error *err)
 {
@@ -188,6 +197,8 @@ static int store_one(struct change *c, struct bitmap *b, int64_t i, struct error
 	}
 	if (b->size != c->n->size)
 		rc = bitmap_resize(b, c->n->size);
+	if (rc == 0)
+		mark_end(b);
 	if (rc == 0 && i >= 0 && !b->changed)
 		c->flags_differ |= dir_set_flags(&c->dir, (uint32_t)i, flags);
 	else if (rc == 0)

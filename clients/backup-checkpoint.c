@@ -288,6 +288,8 @@ static int take_disk(struct backup *b, struct checkpoint_run *c, struct json_obj
 				 "asked for", c->socket, d->d.name);
 	d->bitmap = strdup(repo_disk(p->parent, d->d.name)->checkpoint);
 	rc = d->bitmap ? backup_rest_on(b, d, p->parent, NULL, err) : error_errno(err, -ENOMEM, "%s", d->d.name);
+	if (rc == 0 && b->doubt_growth && d->d.size > d->chain.layer[0].disk->size)
+		rc = error_set(err, -ERANGE, "the disk has grown while another program had it");
 	if (rc < 0 && rc != -ENOMEM) {
 		snprintf(p->why, sizeof(p->why), "%.*s", (int)sizeof(p->why) - 1, err->text);
 		p->full = true;

@@ -255,6 +255,10 @@ static int take_status(struct copy *c, struct error *err)
 	rc = plan_reply_end(&c->plan, err);
 	if (rc < 0)
 		error_prefix(err, "%s: ", c->d->uri);
+	if (rc == 0 && c->plan.unsaid && c->d->d.checkpoint) {
+		c->b->grown = true;	/* and a checkpoint lets us read what changed, only */
+		rc = error_set(err, -ESTALE, "%s: the disk has grown, and its bitmap does not know", c->d->d.name);
+	}
 	return rc;
 }
 

@@ -4,8 +4,9 @@
  * Exit status: 0 when the restore point exists, durably; else 1, and nothing that looks
  * like one is left.  After a signal the process dies of it, cleaned up.
  *
- * A parent of which we see that it has rotted is marked, and the run begins anew: it
- * then finds a chain that cannot be trusted and makes a full.
+ * A parent of which we see that it has rotted is marked, and the run begins anew, until
+ * it finds one that is not, or makes a full.  So it does where a disk has grown while
+ * another program had it.
  */
 #include "clients/backup.h"
 
@@ -131,7 +132,7 @@ static void forget(struct backup *b)
 	free(b->server);
 	b->server = NULL;
 	b->total = b->done = b->copied = 0;
-	b->begun = b->rotten = false;
+	b->begun = b->rotten = b->grown = false;
 }
 
 /* From the instant to the manifest; *B holds what was made, or nothing is left of it. */
@@ -159,7 +160,9 @@ static int backup(struct backup *b, struct error *err)
 	if (rc < 0)
 		return rc;
 	rc = attempt(b, err);
-	if (rc < 0 && b->rotten) {
+	/* This ends: each time one point more is marked, or growth is doubted, once. */
+	while (rc < 0 && (b->rotten || b->grown)) {
+		b->doubt_growth |= b->grown;
 		forget(b);
 		*err = ERROR_INIT;
 		rc = repo_rescan(&b->repo, err);

@@ -67,6 +67,8 @@ struct backup {
 	char point[REPO_NAME_MAX + 1];
 	bool begun;			/* the point has its mark */
 	bool rotten;			/* it failed because a parent is; that was marked */
+	bool grown;			/* it failed because a disk grew, and its bitmap does not know */
+	bool doubt_growth;		/* so whatever has grown is a full */
 	int64_t time;			/* the instant */
 	const char *consistency;
 	char *server;			/* "merinod 0.1.0", or NULL */

@@ -125,10 +125,12 @@ void plan_reply(struct plan *p, enum plan_context c, uint64_t off, const uint32_
 	}
 }
 
-static enum run_kind plan_kind(const struct plan *p, uint32_t dirty, uint32_t allocation)
+static enum run_kind plan_kind(struct plan *p, uint32_t dirty, uint32_t allocation)
 {
-	bool is_dirty = !p->list[PLAN_DIRTY].used || dirty || p->at >= p->all_from;
+	bool is_dirty = !p->list[PLAN_DIRTY].used || dirty;
 
+	if (!is_dirty && p->at >= p->all_from)
+		is_dirty = p->unsaid = true;
 	if (!is_dirty)
 		return RUN_SKIP;
 	if (p->changes && (dirty & CHANGES_ZEROED) == CHANGES_ZEROED)

@@ -55,6 +55,7 @@ struct plan {
 	uint64_t block;			/* the server's minimum block; power of two */
 	bool changes;			/* PLAN_DIRTY is merino:changes: set after plan_init() */
 	uint64_t all_from;		/* from here on everything counts as dirty */
+	bool unsaid;			/* of something there the server did not say that it is */
 	uint64_t at;			/* how far the runs reach */
 	uint64_t asked;			/* length of the request in flight; 0: none */
 	struct plan_list list[PLAN_CONTEXTS];

@@ -249,6 +249,26 @@ def test_disk_that_grew(live, merino, tmp):
     assert content == bytes(SIZE - MIB) + b"1" * MIB + bytes(MIB) + b"2" * MIB + bytes(512)
 
 
+@pytest.mark.parametrize("how", ["shrunk and grown", "grown", "grown, end written"])
+@pytest.mark.parametrize("points_before", [1, 2])
+def test_resized_by_qemu_img(merino, tmp, how, points_before):
+    """QEMU keeps our bitmaps, but not what a new size does to them: no point may rest on that."""
+    image = tmp / "a.qcow2"
+    tools.create(image, SIZE)
+    tools.qemu_io(image, "write -P 7 1M 6M")
+    for _ in range(points_before):
+        backup(merino, image)
+    if how == "shrunk and grown":
+        tools.run("qemu-img", "resize", "-q", "--shrink", image, 2 * MIB)
+    size = SIZE if how == "shrunk and grown" else SIZE + MIB
+    tools.run("qemu-img", "resize", "-q", image, size)
+    if how == "grown, end written":
+        tools.qemu_io(image, f"write -P 9 {size - 512} 512")
+    p = backup(merino, image)
+    assert levels(p) == dict(a="full") and prove(repo(merino), p["point"])["a"] == tools.content(image)
+    assert levels(backup(merino, image)) == dict(a="incremental")
+
+
 # --- whatever interrupts it
 
 def run_and_kill(merino, d, rng, signo):
