@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* control-int: what the files control*.c share. */
+#ifndef MERINO_VMM_CONTROL_INT_H
+#define MERINO_VMM_CONTROL_INT_H
+
+#include <json-c/json.h>
+#include <stddef.h>
+
+#include "common/co.h"
+#include "vmm/control.h"
+
+struct control {
+	struct control_config config;
+	int fd;				/* listens; -1: no socket */
+	bool ending;			/* no command, no client any more */
+	bool accepting;
+	unsigned n_clients;
+	struct control_client *clients;
+	struct co_queue wait;		/* woken when a client or the acceptor has ended */
+};
+
+struct control_client {
+	struct control_client *next;
+	struct control *control;
+	int fd;
+	bool negotiated;
+	struct forward *forward;	/* to merinod, since qmp_capabilities; NULL: none */
+	char *queue;			/* bytes to send: queue[sent .. len) */
+	size_t sent, len, size;
+	bool closing, broken, writer_ended;
+	struct co_queue writer, reader;	/* for bytes; for room, or the writer's end */
+};
+
+const char *run_state_name(enum run_state s);	/* the machine's */
+
+/* control.c: queues O, which stays the caller's. */
+void control_put(struct control_client *c, struct json_object *o);
+
+/* control-commands.c: the answer to REQUEST, the caller's.  BAD, if not NULL, says why it
+ * could not be read.  Coroutine. */
+struct json_object *control_answer(struct control_client *c, struct json_object *request,
+				   const struct error *bad);
+/* Whether merinod's event of this name is not passed on, as the machine has its own. */
+bool control_owns_event(const char *name);
+
+/* control-forward.c: a client's connection to merinod; made anew when it breaks. */
+struct forward *forward_start(struct control_client *c);
+/* Coroutine: runs NAME there.  0 with *RET the caller's, or -errno. */
+int forward_run(struct forward *f, const char *name, struct json_object *args,
+		struct json_object **ret, struct error *err);
+/* What runs there fails, nothing more is begun.  NULL is fine. */
+void forward_stop(struct forward *f);
+/* Coroutine: stops and frees.  NULL is fine. */
+void forward_end(struct forward *f);
+
+#endif
