@@ -51,6 +51,7 @@ void machine_powerdown(struct machine *m)
 	buttons++;
 }
 
+const char *run_state_name(enum run_state s);
 const char *run_state_name(enum run_state s)
 {
 	static const char *const names[] = { "prelaunch", "running", "paused", "shutdown", "internal-error" };
