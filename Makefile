@@ -25,12 +25,12 @@ LIBS    := -Wl,--as-needed $(shell pkg-config --libs $(PKGS) 2>/dev/null) -pthre
 
 objs     = $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard $(1)/*.c)))
 LIB_OBJS = $(foreach d,common format bitmaps backup,$(call objs,$(d)))
-PROGRAMS = $(BUILD)/merinod $(BUILD)/merino
+PROGRAMS = $(BUILD)/merinod $(BUILD)/merino $(BUILD)/merino-vmm
 UNIT     = $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(sort $(wildcard tests/unit/test-*.c)))
 MANS     = $(patsubst doc/%.pod,$(BUILD)/doc/%,$(sort $(wildcard doc/*.[1578].pod))) \
            $(BUILD)/doc/merinod-qmp.7
 
-.PHONY: all programs mans unit help deps check check-run check-asan check-tsan check-valgrind \
+.PHONY: all programs mans unit guest help deps check check-run check-asan check-tsan check-valgrind \
         soak fuzzers fuzz-programs fuzz demo bench lint install install-units clean
 .SECONDARY:
 
@@ -42,6 +42,10 @@ $(BUILD)/merinod: $(call objs,nbd-server) $(BUILD)/libmerino.a
 	$(call say,LD)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
 $(BUILD)/merino: $(call objs,clients) $(BUILD)/libmerino.a
 	$(call say,LD)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
+$(BUILD)/merino-vmm: $(BUILD)/vmm/main.o $(BUILD)/libvmm.a $(BUILD)/libmerino.a
+	$(call say,LD)$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
+$(BUILD)/libvmm.a: $(filter-out %/main.o,$(call objs,vmm))
+	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
 $(BUILD)/libmerino.a: $(LIB_OBJS)
 	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
 $(BUILD)/%.o: %.c
@@ -55,11 +59,20 @@ $(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libmerino.a $(BUILD)/libserver.a
 $(BUILD)/tests/test-vmm-%: tests/unit/test-vmm-%.c $(BUILD)/libvmm.a $(BUILD)/libmerino.a
 	@mkdir -p $(@D)
 	$(call say,CC)$(CC) $(ALL_CFLAGS) -MMD -MP -o $@ $^ $(LIBS) -lcmocka
-$(BUILD)/libvmm.a: $(filter-out %/main.o,$(call objs,vmm))
-	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
 $(BUILD)/libserver.a: $(filter-out %/main.o,$(call objs,nbd-server))
 	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
-unit: $(UNIT)				## the unit tests' programs
+unit: $(UNIT) guest			## the unit tests' programs
+
+# The payload that tests boot: no library, no operating system.
+GUEST_CFLAGS = -std=gnu17 -O2 -g -m64 -ffreestanding -fno-pic -mcmodel=small -mno-red-zone \
+           -mgeneral-regs-only -fno-stack-protector -fno-asynchronous-unwind-tables $(WARN)
+guest: $(BUILD)/guest/payload
+$(BUILD)/guest/payload: tests/guest/payload.ld $(patsubst tests/guest/%,$(BUILD)/guest/%.o,$(wildcard tests/guest/*.[cS]))
+	$(call say,LD)$(CC) -m64 -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-z,max-page-size=4096 \
+		-Wl,-z,noexecstack -Wl,--no-warn-rwx-segments -Wl,-T,$< -o $@ $(filter %.o,$^)
+$(BUILD)/guest/%.o: tests/guest/%
+	@mkdir -p $(@D)
+	$(call say,CC)$(CC) $(GUEST_CFLAGS) -MMD -MP -c -o $@ $<
 
 # Fuzz targets are built by clang, for libFuzzer, with everything below them.
 FUZZ     = $(patsubst tests/fuzz/fuzz-%.c,$(BUILD)/fuzz/%,$(sort $(wildcard tests/fuzz/fuzz-*.c)))

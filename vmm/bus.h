@@ -12,7 +12,8 @@
 struct bus_region {
 	struct bus_region *next;
 	uint64_t base, len;		/* do not overlap */
-	/* OFF is relative to BASE; SIZE is 1, 2, 4 or 8 and stays inside. */
+	/* OFF is relative to BASE; SIZE is 1, 2, 4 or 8 and stays inside.  NULL: reads as
+	 * ones, takes writes silently. */
 	uint64_t (*read)(void *arg, uint64_t off, unsigned size);
 	void (*write)(void *arg, uint64_t off, unsigned size, uint64_t value);
 	void *arg;

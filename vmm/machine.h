@@ -24,11 +24,14 @@
 #include <stdint.h>
 
 #include "common/error.h"
+#include "common/loop.h"
 #include "vmm/bus.h"
 #include "vmm/memory.h"
 
-struct loop;
+struct interrupts;
 struct pci_bus;
+struct platform;
+struct serial;
 struct vcpu;
 
 #define MACHINE_VCPUS_MAX 64u
@@ -49,18 +52,40 @@ struct machine_config {
 	bool no_reboot;			/* a reset ends the process */
 };
 
+/* What a guest did: any thread may tell it; the main loop hears it. */
+enum machine_event { MACHINE_SHUTDOWN, MACHINE_RESET, MACHINE_CRASHED };
+
 struct machine {
 	const struct machine_config *config;
 	int kvm, vm;			/* descriptors */
+	int kernel, initrd;		/* files; -1: none */
 	struct memory memory;
 	pthread_mutex_t lock;		/* registers of all devices, the buses, interrupt routes */
 	struct bus pio, mmio;
+	struct interrupts *interrupts;
+	struct platform *platform;	/* ACPI registers, reset */
 	struct pci_bus *pci;
+	struct serial *serial;
 	struct vcpu *vcpu;
+	unsigned n_vcpus;
+	uint32_t tsc_khz;
 	struct loop *main;
 	enum run_state state;		/* main loop */
+	/* Main loop: what to do with an event.  The vCPU that told it waits. */
+	void (*event)(struct machine *m, enum machine_event e);
+
+	/* Whether the vCPUs may be in the guest: vcpu.c's. */
+	pthread_mutex_t run_lock;
+	pthread_cond_t go, parked_more;
+	bool running, ending;
+	unsigned parked;
+	uint64_t clock;			/* kvmclock at the last pause, ns */
+	bool clock_valid;
+	unsigned told;			/* bits of enum machine_event, atomic */
+	struct loop_msg tell;
 };
 
+/* -EACCES, -ENOENT … when this host cannot: the text says what is missing. */
 int machine_make(struct machine *m, const struct machine_config *c, struct error *err);
 /* Loads kernel or firmware and the tables, and sets the vCPUs to where they begin. */
 int machine_boot(struct machine *m, struct error *err);
@@ -72,9 +97,13 @@ void machine_pause(struct machine *m);
 void machine_reset(struct machine *m);		/* devices, vCPUs, boots anew */
 void machine_powerdown(struct machine *m);	/* presses the ACPI power button */
 
-/* What a guest did: any thread.  Told to the main loop, which says so by events. */
-enum machine_event { MACHINE_SHUTDOWN, MACHINE_RESET, MACHINE_CRASHED };
+/* Any thread. */
 void machine_tell(struct machine *m, enum machine_event e);
+const char *run_state_name(enum run_state s);	/* QEMU's */
+
+/* Memory of the host's (a ROM) at GPA; SLOT is 2 to 7.  LEN 0 removes it. */
+int machine_map(struct machine *m, unsigned slot, uint64_t gpa, void *at, uint64_t len,
+		bool read_only, struct error *err);
 
 /* Interrupts.  LINE is an ISA/GSI number (0 to 23), edge or level as the tables say. */
 void machine_irq(struct machine *m, unsigned line, bool level);

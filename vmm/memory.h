@@ -18,7 +18,8 @@
 
 #define MEMORY_HOLE 0xc0000000ull	/* the devices' from here … */
 #define MEMORY_HIGH 0x100000000ull	/* … to here */
-#define MEMORY_MAX (1ull << 40)		/* bytes */
+#define MEMORY_MIN (8ull << 20)		/* bytes */
+#define MEMORY_MAX (1ull << 40)
 
 struct memory {
 	int fd;				/* the memfd */

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* cmdline: reads the options, names and values as QEMU's users expect them.
+ *
+ * One table has them all: a take function stores what it was given, and refuses what
+ * makes no sense by itself.  Devices parse their own texts when they are made.
+ */
+#include "vmm/cmdline.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/size.h"
+
+#define DEFAULT_MEMORY (128ull << 20)	/* QEMU's */
+
+struct option_def {
+	const char *name;		/* NULL: help is a heading */
+	char letter;			/* 0: none */
+	const char *arg;		/* NULL: none */
+	const char *help;
+	void (*take)(struct cmdline *c, const char *text);
+};
+
+static void refuse(const char *what, const char *reason)
+{
+	fprintf(stderr, "merino-vmm: %s: %s\nTry 'merino-vmm --help'.\n", what, reason);
+	exit(1);
+}
+
+static void take_help(struct cmdline *c, const char *text);
+
+static void take_version(struct cmdline *c, const char *text)
+{
+	puts("merino-vmm " MERINO_VERSION);
+	exit(0);
+}
+
+static void take_name(struct cmdline *c, const char *text)
+{
+	c->machine.name = text;
+}
+
+/* A bare number is MiB, as QEMU's -m has it. */
+static void take_memory(struct cmdline *c, const char *text)
+{
+	struct error err = ERROR_INIT;
+	char *end;
+
+	strtoull(text, &end, 10);
+	if (size_parse(text, &c->machine.memory, &err))
+		refuse("--memory", err.text);
+	if (!*end && c->machine.memory < UINT64_MAX >> 20)
+		c->machine.memory <<= 20;
+}
+
+static void take_cpus(struct cmdline *c, const char *text)
+{
+	char *end;
+	unsigned long n = strtoul(text, &end, 10);
+
+	if (*text < '0' || *text > '9' || *end || n < 1 || n > MACHINE_VCPUS_MAX)
+		refuse("--cpus", "must be a number from 1 to 64");
+	c->machine.vcpus = (unsigned)n;
+}
+
+static void take_kernel(struct cmdline *c, const char *text)
+{
+	c->machine.kernel = text;
+}
+
+static void take_initrd(struct cmdline *c, const char *text)
+{
+	c->machine.initrd = text;
+}
+
+static void take_append(struct cmdline *c, const char *text)
+{
+	c->machine.cmdline = text;
+}
+
+static void take_serial(struct cmdline *c, const char *text)
+{
+	c->serial = text;
+}
+
+static void take_no_reboot(struct cmdline *c, const char *text)
+{
+	c->machine.no_reboot = true;
+}
+
+static void take_paused(struct cmdline *c, const char *text)
+{
+	c->paused = true;
+}
+
+static const struct option_def options[] = {
+	{ .help = "The machine:" },
+	{ "name", 'n', "NAME", "what to call it", take_name },
+	{ "memory", 'm', "SIZE", "its memory, 2G or 512M; a bare number is MiB; default 128M",
+	  take_memory },
+	{ "cpus", 'c', "N", "its CPUs; default 1", take_cpus },
+	{ .help = "What it boots:" },
+	{ "kernel", 'k', "FILE", "a Linux bzImage, or an ELF kernel with a PVH or a 64-bit entry",
+	  take_kernel },
+	{ "initrd", 'i', "FILE", "the kernel's initrd", take_initrd },
+	{ "append", 'a', "TEXT", "the kernel's command line", take_append },
+	{ .help = "Devices:" },
+	{ "serial", 0, "stdio|none|file:PATH|unix:PATH",
+	  "where the serial line goes; default stdio", take_serial },
+	{ .help = "The process:" },
+	{ "no-reboot", 0, NULL, "end when the guest resets", take_no_reboot },
+	{ "paused", 'S', NULL, "do not start the CPUs before QMP's cont", take_paused },
+	{ "help", 'h', NULL, "this text", take_help },
+	{ "version", 'V', NULL, "the version", take_version },
+};
+#define N_OPTIONS (sizeof(options) / sizeof(options[0]))
+
+static void help_one(const struct option_def *o)
+{
+	char head[128];
+	int n = 0;
+
+	if (o->letter)
+		n = snprintf(head, sizeof(head), "-%c, ", o->letter);
+	snprintf(head + n, sizeof(head) - (size_t)n, "--%s%s%s", o->name, o->arg ? " " : "",
+		 o->arg ? o->arg : "");
+	printf(strlen(head) > 24 ? "  %s\n%28s%s\n" : "  %-24s%2s%s\n", head, "", o->help);
+}
+
+static void take_help(struct cmdline *c, const char *text)
+{
+	puts("usage: merino-vmm [OPTION]...\n\nA virtual machine on KVM whose disks are NBD clients.\n");
+	for (unsigned i = 0; i < N_OPTIONS; i++) {
+		if (options[i].name)
+			help_one(&options[i]);
+		else
+			printf("%s%s\n", i ? "\n" : "", options[i].help);
+	}
+	exit(0);
+}
+
+static const struct option_def *by_letter(int letter)
+{
+	for (unsigned i = 0; i < N_OPTIONS; i++)
+		if (options[i].name && options[i].letter == letter)
+			return &options[i];
+	return NULL;
+}
+
+void cmdline_parse(struct cmdline *c, int argc, char **argv)
+{
+	struct option longs[N_OPTIONS + 1] = { 0 };
+	char letters[3 * N_OPTIONS + 2] = "";
+	int opt, index;
+
+	*c = (struct cmdline){
+		.machine = { .vcpus = 1, .memory = DEFAULT_MEMORY }, .serial = "stdio",
+	};
+	for (unsigned i = 0, n = 0; i < N_OPTIONS; i++) {
+		const struct option_def *o = &options[i];
+
+		if (!o->name)
+			continue;
+		longs[n++] = (struct option){ o->name, o->arg ? required_argument : no_argument,
+					      NULL, 256 + (int)i };
+		if (o->letter)
+			sprintf(letters + strlen(letters), "%c%s", o->letter, o->arg ? ":" : "");
+	}
+	while ((opt = getopt_long(argc, argv, letters, longs, &index)) != -1) {
+		const struct option_def *o = opt >= 256 ? &options[opt - 256] : by_letter(opt);
+
+		if (!o || opt == '?') {
+			fputs("Try 'merino-vmm --help'.\n", stderr);
+			exit(1);
+		}
+		o->take(c, optarg);
+	}
+	if (optind < argc)
+		refuse(argv[optind], "not an option");
+}

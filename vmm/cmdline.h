@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* cmdline: merino-vmm's options. */
+#ifndef MERINO_VMM_CMDLINE_H
+#define MERINO_VMM_CMDLINE_H
+
+#include <stdbool.h>
+
+#include "vmm/machine.h"
+
+#define CMDLINE_LIST_MAX 32u		/* of one option that may be repeated */
+
+/* Texts of an option that may be repeated, in order. */
+struct cmdline_list {
+	const char *text[CMDLINE_LIST_MAX];
+	unsigned n;
+};
+
+struct cmdline {
+	struct machine_config machine;
+	const char *serial;
+	bool paused;			/* -S */
+};
+
+/* Exits on its own after --help, --version and errors.  Keeps pointers into ARGV. */
+void cmdline_parse(struct cmdline *c, int argc, char **argv);
+
+#endif
