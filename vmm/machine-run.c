@@ -16,6 +16,7 @@
 #include "vmm/boot.h"
 #include "vmm/interrupts.h"
 #include "vmm/machine.h"
+#include "vmm/pci.h"
 #include "vmm/platform.h"
 #include "vmm/serial.h"
 #include "vmm/vcpu.h"
@@ -83,6 +84,11 @@ int machine_boot(struct machine *m, struct error *err)
 	struct vcpu_entry entry = { .mode = VCPU_REAL };
 	int rc = boot_load(m, &entry, err);
 
+	if (!rc && entry.mode != VCPU_REAL) {		/* no firmware does it */
+		pthread_mutex_lock(&m->lock);
+		pci_place_bars(m);
+		pthread_mutex_unlock(&m->lock);
+	}
 	return rc ? rc : vcpu_enter_at(&m->vcpu[0], &entry, err);
 }
 
@@ -94,6 +100,7 @@ void machine_reset(struct machine *m)
 
 	stop(m, m->state == RUN_RUNNING || m->state == RUN_PAUSED ? RUN_PAUSED : RUN_PRELAUNCH);
 	pthread_mutex_lock(&m->lock);
+	pci_reset(m);
 	platform_reset(m);
 	serial_reset(m);
 	interrupts_reset(m);

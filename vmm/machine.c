@@ -11,6 +11,7 @@
 
 #include "vmm/boot.h"
 #include "vmm/interrupts.h"
+#include "vmm/pci.h"
 #include "vmm/platform.h"
 #include "vmm/vcpu.h"
 
@@ -138,6 +139,8 @@ int machine_make(struct machine *m, const struct machine_config *c, struct error
 	if (!rc)
 		rc = platform_start(m, err);
 	if (!rc)
+		rc = pci_start(m, err);
+	if (!rc)
 		rc = vcpus_make(m, err);
 	return rc;
 }
@@ -152,6 +155,7 @@ static void close_fd(int *fd)
 void machine_end(struct machine *m)
 {
 	vcpus_end(m);
+	pci_end(m);
 	platform_end(m);
 	interrupts_end(m);
 	close_fd(&m->vm);
