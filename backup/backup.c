@@ -21,14 +21,15 @@
 #include "bitmaps/bitmap-int.h"
 #include "bitmaps/successor.h"
 #include "common/checked.h"
+#include "common/log.h"
 #include "common/loop.h"
 #include "format/node.h"
 #include "format/qcow2.h"
 
 #define CLUSTER_DEFAULT (64u << 10)	/* bytes that are copied whole, QEMU's */
 #define WANTED_MAX (64ull << 20)	/* bytes of the bitmap that says what is copied */
-#define NONE_NAP 200000000ull		/* ns between looks at a view that nobody drains … */
-#define DRAIN_NAP 20000000ull		/* … and at one that is drained */
+#define NONE_NAP 200000000ull		/* ns between looks at whether the view is broken */
+#define FINISH_NS 10000000000ull	/* ns that a cancelled job with sync=none still copies at most */
 
 struct backup {
 	struct backup_options o;	/* without its strings */
@@ -341,7 +342,7 @@ static enum copier_action copier_failed(void *arg, int rc, bool is_read, uint64_
 	struct backup *b = arg;
 	enum job_on_error on_error = is_read ? b->o.on_source_error : b->o.on_target_error;
 
-	if (is_read && b->view && view_is_broken(b->view))
+	if (job_is_cancelled(b->job) || (is_read && b->view && view_is_broken(b->view)))
 		on_error = JOB_ON_REPORT;	/* it will never be there again */
 	return job_error(b->job, on_error, is_read, rc) == JOB_REPORT ? COPIER_REPORT
 								      : COPIER_RETRY;
@@ -390,6 +391,7 @@ static void kept(void *arg, uint64_t off, uint64_t len)
 	uint64_t start = align_down(off, b->cluster);
 
 	copier_add(b->copier, start, min_u64(align_up(off + len, b->cluster), b->source->size) - start);
+	job_nudge(b->job);
 }
 
 static int begin(struct backup *b, struct bitmap *wanted, struct error *err)
@@ -467,6 +469,17 @@ static int view_gone(struct backup *b, struct error *err)
 			 view_broken_why(b->view));
 }
 
+/* What was kept until people cancelled the job belongs into the target, and no more. */
+static void finish(struct backup *b)
+{
+	struct error err = ERROR_INIT;
+
+	view_listen(b->view, NULL, NULL);
+	if (copier_left(b->copier) && !view_is_broken(b->view) && copier_finish(b->copier, FINISH_NS, &err))
+		log_warning("a cancelled backup left old data that the target has not: job=%s bytes=%llu reason='%s'",
+			    b->job->id, (unsigned long long)copier_left(b->copier), err.text);
+}
+
 /* sync=none: until people cancel it. */
 static int wait_for_end(struct backup *b, struct error *err)
 {
@@ -479,8 +492,10 @@ static int wait_for_end(struct backup *b, struct error *err)
 		if (b->copier && copier_left(b->copier))
 			rc = copier_run(b->copier, err);
 		else
-			rc = job_sleep(b->job, b->copier ? DRAIN_NAP : NONE_NAP);
+			rc = job_sleep(b->job, NONE_NAP);
 	}
+	if (rc == -ECANCELED && b->copier)
+		finish(b);
 	return rc;
 }
 

@@ -79,6 +79,7 @@ struct copier {
 	struct co_queue idle;		/* workers that find nothing at present */
 	unsigned running;		/* workers */
 	bool stop;			/* they are to end */
+	bool over;			/* so is copier_finish() */
 	struct copier_failure {
 		int rc;			/* 0: none.  The first since it was looked at */
 		bool is_read;

@@ -231,7 +231,7 @@ void copier_left_to_bitmap(const struct copier *c, struct bitmap *b)
 
 bool copier_should_stop(const struct copier *c)
 {
-	return c->stop || c->failure.rc || c->flush_rc || (c->o.job && job_wants_stop(c->o.job));
+	return c->stop || c->over || c->failure.rc || c->flush_rc || (c->o.job && job_wants_stop(c->o.job));
 }
 
 static void task_end(struct copier *c, struct copier_task *t)
@@ -347,9 +347,12 @@ static void worker(void *arg)
 /* A target that does not answer would hold up a cancelled job: it gives up earlier. */
 static void hurry_target(void *arg)
 {
-	struct copier *c = arg;
+	node_hurry(((struct copier *)arg)->o.target, true);
+}
 
-	node_hurry(c->o.target, c->stop);
+static void let_target_be(void *arg)
+{
+	node_hurry(((struct copier *)arg)->o.target, false);
 }
 
 static void on_target_loop(struct copier *c, void (*fn)(void *arg))
@@ -378,7 +381,7 @@ static void run_workers(struct copier *c)
 	}
 	c->stop = false;
 	if (hurried)
-		on_target_loop(c, hurry_target);
+		on_target_loop(c, let_target_be);
 }
 
 /* -- the coordinator -------------------------------------------------------------------- */
@@ -428,6 +431,8 @@ static int drain(struct copier *c, struct error *err)
 			rc = job_pause_point(c->o.job);
 		if (rc || !c->left.dirty)
 			return rc;
+		if (c->over)
+			return error_set(err, -ETIMEDOUT, "%s", strerror(ETIMEDOUT));
 		run_workers(c);
 		if (c->flush_rc)
 			return error_set(err, c->flush_rc, "%s", strerror(-c->flush_rc));
@@ -449,6 +454,37 @@ int copier_run(struct copier *c, struct error *err)
 		if (!rc && (rc = copier_flush(c)))
 			error_set(err, rc, "%s", strerror(-rc));
 	} while (!rc && c->left.dirty);		/* fed during the flush */
+	return rc;
+}
+
+struct finish {
+	struct loop_timer timer;
+	struct copier *copier;
+};
+
+static void finish_over(struct loop_timer *t)
+{
+	struct copier *c = ((struct finish *)t)->copier;
+
+	c->over = true;
+	co_queue_wake_all(&c->idle);
+	co_queue_wake_all(c->wake);
+}
+
+int copier_finish(struct copier *c, uint64_t ns, struct error *err)
+{
+	struct finish f = { .copier = c };
+	struct job *job = c->o.job;
+	int rc;
+
+	c->o.job = NULL;		/* which says that we should stop */
+	copier_set_speed(c, 0);
+	on_target_loop(c, hurry_target);
+	loop_timer_set(&f.timer, loop_now() + ns, finish_over);
+	rc = copier_run(c, err);
+	loop_timer_cancel(&f.timer);
+	on_target_loop(c, let_target_be);
+	c->o.job = job;
 	return rc;
 }
 

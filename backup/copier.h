@@ -67,6 +67,9 @@ void copier_left_to_bitmap(const struct copier *c, struct bitmap *b);
 /* Copies until nothing is left, the job is cancelled (-ECANCELED) or a failure is reported;
  * the target is flushed then. */
 int copier_run(struct copier *c, struct error *err);
+/* What is left although the job was cancelled, for NS at most (-ETIMEDOUT).  A target that
+ * does not answer ends it. */
+int copier_finish(struct copier *c, uint64_t ns, struct error *err);
 
 void copier_set_speed(struct copier *c, uint64_t bytes_per_second);
 

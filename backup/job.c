@@ -487,10 +487,18 @@ int job_sleep(struct job *j, uint64_t ns)
 	struct alarm a = { .job = j };
 
 	loop_timer_set(&a.timer, loop_now() + ns, alarm_over);
-	while (!a.over && !job_is_cancelled(j) && !should_pause(j))
+	j->asleep = true;
+	while (!a.over && !j->nudged && !job_is_cancelled(j) && !should_pause(j))
 		co_queue_wait(&j->wake);
+	j->asleep = j->nudged = false;
 	loop_timer_cancel(&a.timer);
 	return job_pause_point(j);
+}
+
+void job_nudge(struct job *j)
+{
+	j->nudged = true;
+	co_queue_wake_all(&j->wake);
 }
 
 struct failure {

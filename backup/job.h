@@ -88,7 +88,9 @@ struct job {
 	_Atomic bool cancelled, pause_wanted;
 	_Atomic uint64_t current, total;	/* progress, in the driver's unit */
 	_Atomic uint64_t speed;		/* bytes a second; 0: no limit */
+	_Atomic bool asleep;		/* nothing is to be done at present */
 	/* The job's loop: */
+	bool nudged;
 	unsigned pausing;		/* coroutines at a pause point */
 	struct co_queue wake;
 };
@@ -138,8 +140,9 @@ void job_cancel_all(void);
 
 /* Waits while the job is paused.  0, or -ECANCELED.  Helpers may be at one, too. */
 int job_pause_point(struct job *j);
-/* The same after NS at the latest; a cancel ends the sleep. */
+/* The same after NS at the latest; a cancel ends the sleep, and so does job_nudge(). */
 int job_sleep(struct job *j, uint64_t ns);
+void job_nudge(struct job *j);
 /* A request failed with RC (-errno).  Tells BLOCK_JOB_ERROR; JOB_STOP has waited until
  * people let the job go on, or cancelled it. */
 enum job_action job_error(struct job *j, enum job_on_error on_error, bool is_read, int rc);

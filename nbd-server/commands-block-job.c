@@ -155,7 +155,7 @@ static struct json_object *block_job_info(const struct job *j)
 	struct json_object *o = progress_data(j);
 	bool still = j->status == JOB_PAUSED || j->status == JOB_STANDBY;
 
-	add_bool(o, "busy", j->working && !still);
+	add_bool(o, "busy", j->working && !still && !j->asleep);
 	add_bool(o, "paused", j->pause_count > 0);
 	add_str(o, "io-status", statuses[j->io_status]);
 	add_bool(o, "ready", j->status == JOB_READY || j->status == JOB_STANDBY);

@@ -16,8 +16,8 @@
 #include "format/node.h"
 #include "nbd-server/daemon.h"
 #include "nbd-server/export.h"
+#include "nbd-server/transaction.h"
 
-#define GATE_LIMIT 5000000000ull	/* ns that requests may take to end */
 #define HASH_PIECE (16u << 10)		/* bytes hashed before others get their turn */
 
 const struct qmp_arg args_block_resize[] = {
@@ -104,22 +104,17 @@ static int resize_gated(struct node *n, struct resizing *r, struct error *err)
 	return rc;
 }
 
+/* The gates are closed. */
 static int resize_on_loop(struct node *n, void *arg, struct error *err)
 {
-	const struct resizing *r = arg;
+	struct resizing *r = arg;
 	int rc = refuse_parents(n, r->size, err);
 
 	if (!rc && n->read_only)
 		rc = error_set(err, -EPERM, "Block node is read-only");
 	if (rc)
 		return rc;
-	rc = node_gate_close(n, GATE_LIMIT);
-	if (rc)
-		return error_set(err, rc, "Node '%s' was busy all the time; nothing was changed",
-				 n->name);
-	rc = resize_gated(n, arg, err);
-	gate_open(&n->gate);
-	return rc;
+	return resize_gated(n, r, err);
 }
 
 static void take_exports(struct resizing *r, const struct node *n)
@@ -175,7 +170,7 @@ COMMAND(command_block_resize)
 		rc = error_set(err, -EINVAL, "Parameter 'size' expects a >0 size");
 	} else {
 		take_exports(&r, n);
-		rc = r.exports ? command_node_call(n, resize_on_loop, &r, err)
+		rc = r.exports ? gated_call(n, resize_on_loop, &r, err)
 			       : error_set(err, -ENOMEM, "Out of memory");
 		drop_exports(&r, n);
 	}

@@ -196,6 +196,23 @@ static void gates_free(struct gates *g)
 	free(g->closed);
 }
 
+int gated_call(struct node *n, int (*fn)(struct node *n, void *arg, struct error *err), void *arg,
+	       struct error *err)
+{
+	struct action a = { .node = n };
+	struct gates gates;
+	int rc = gates_init(&gates, &a, 1, err);
+
+	if (!rc)
+		rc = close_gates(&gates, err);
+	if (!rc) {
+		rc = command_node_call(n, fn, arg, err);
+		open_gates(&gates);
+	}
+	gates_free(&gates);
+	return rc;
+}
+
 /* -- actions -------------------------------------------------------------------- */
 
 struct step {

@@ -76,4 +76,8 @@ int action_other(struct action *a, struct node *n, struct error *err);
  * hold.  On failure nothing has changed. */
 int transaction_run(struct action *v, unsigned n, struct error *err);
 
+/* FN on N's loop while no request is inside N or any node above it.  As above. */
+int gated_call(struct node *n, int (*fn)(struct node *n, void *arg, struct error *err), void *arg,
+	       struct error *err);
+
 #endif

@@ -204,3 +204,33 @@ def test_target_stopped(daemon, tmp, server):
     server[0].send_signal(signal.SIGCONT)
     rig.gone()
     rig.next_is_right()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_none_is_whole_when_it_is_cancelled(daemon, tmp, server, stopped):
+    """sync=none into a slow target: what was overwritten before the cancel is in it after.  A stopped one holds nobody up."""
+    rig = Rig(daemon, tmp)
+    rig.remember()
+    rig.add(server[1])
+    rig.start(sync="none", **{"x-perf": {"max-workers": 1}})
+    h = rig.d.libnbd("disk")
+    if stopped:
+        server[0].send_signal(signal.SIGSTOP)
+    offsets = random.Random(5).sample(range(0, SIZE, 65536), 50)
+    for off in offsets:
+        h.pwrite(b"new!" * 1024, off)
+    jobs = rig.d.qmp.cmd("query-block-jobs")
+    assert len(jobs) == 1 and jobs[0]["busy"] and jobs[0]["offset"] < 50 * 65536        # it lags behind
+    begun = time.monotonic()
+    rig.cmd("block-job-cancel", {"device": "j"})
+    rig.d.qmp.event("BLOCK_JOB_CANCELLED")
+    assert time.monotonic() - begun < 30
+    if not stopped:
+        t = nbd.NBD()
+        t.connect_unix(server[1]["server"]["path"])
+        for off in offsets:
+            assert bytes(t.pread(4096, off)) == pattern.block(3, SIZE)[off:off + 4096]
+        t.shutdown()
+    server[0].send_signal(signal.SIGCONT)
+    rig.gone()
+    rig.next_is_right()
