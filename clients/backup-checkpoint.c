@@ -237,22 +237,6 @@ static struct json_object *begin_args(const struct checkpoint_run *c, const stru
 	return args;
 }
 
-/* The one that is reached best: over a socket of this machine, without TLS. */
-static const char *best_uri(struct json_object *uris)
-{
-	static const char *const schemes[] = { "nbd+unix:", "nbd:", "nbds+unix:", "nbds:" };
-
-	for (unsigned s = 0; s < sizeof(schemes) / sizeof(*schemes); s++)
-		for (size_t i = 0; i < length_of(uris); i++) {
-			struct json_object *v = json_object_array_get_idx(uris, i);
-			const char *uri = json_object_is_type(v, json_type_string) ? json_object_get_string(v) : "";
-
-			if (!strncmp(uri, schemes[s], strlen(schemes[s])))
-				return uri;
-		}
-	return NULL;
-}
-
 static int64_t parse_time(const char *text)
 {
 	struct tm tm = { 0 };
@@ -264,7 +248,7 @@ static int64_t parse_time(const char *text)
 static int take_disk(struct backup *b, struct checkpoint_run *c, struct json_object *o, unsigned i,
 		     struct planned *p, struct error *err)
 {
-	const char *uri = best_uri(member_of(o, "uris")), *reason = text_of(o, "reason");
+	const char *reason = text_of(o, "reason");
 	bool incremental = json_object_get_boolean(member_of(o, "incremental"));
 	struct json_object *size = member_of(o, "size");
 	struct backup_disk *d;
@@ -272,14 +256,16 @@ static int take_disk(struct backup *b, struct checkpoint_run *c, struct json_obj
 
 	if (rc < 0)
 		return rc;
-	if (!uri || !json_object_is_type(size, json_type_int) || json_object_get_uint64(size) > REPO_SIZE_MAX)
-		return error_set(err, -EPROTO, "%s: checkpoint-begin: no URI or no size of disk '%s'", c->socket,
+	if (!json_object_is_type(size, json_type_int) || json_object_get_uint64(size) > REPO_SIZE_MAX)
+		return error_set(err, -EPROTO, "%s: checkpoint-begin: no size of disk '%s'", c->socket,
 				 c->want[i].name);
 	d->d.size = json_object_get_uint64(size);
-	d->uri = strdup(uri);
+	rc = backup_pick_uri(b->o, member_of(o, "uris"), &d->uri, err);
+	if (rc < 0)
+		return rc;
 	d->d.checkpoint = strdup(c->id);
 	d->d.source = c->want[i].source ? strdup(c->want[i].source) : NULL;
-	if (!d->uri || !d->d.checkpoint)
+	if (!d->d.checkpoint)
 		return error_errno(err, -ENOMEM, "%s", d->d.name);
 	if (!incremental)
 		return backup_rest_on(b, d, NULL, p->parent && reason ? reason : p->why, err);

@@ -34,4 +34,8 @@ int checkpoint_close(struct backup *b, struct checkpoint_run *c, bool success, s
 /* Frees what is in C. */
 void checkpoint_run_clear(struct checkpoint_run *c);
 
+/* backup-tls.c: the one of URIS that is reached best, with the command line's credentials where
+ * it is one of TLS; malloc'd. */
+int backup_pick_uri(const struct backup_options *o, struct json_object *uris, char **out, struct error *err);
+
 #endif

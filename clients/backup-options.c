@@ -19,6 +19,9 @@ enum {
 	OPT_LIMIT,
 	OPT_TIMEOUT,
 	OPT_MERINOD,
+	OPT_TLS_CERTIFICATES,
+	OPT_TLS_PSK_FILE,
+	OPT_TLS_USERNAME,
 	OPT_JSON,
 };
 
@@ -36,6 +39,9 @@ static const struct cli_option table[] = {
 	{ 'R', "requests", "N", "requests in flight (default 32)" },
 	{ OPT_TIMEOUT, "timeout", "S", "seconds to go on without an answer or a connection (60)" },
 	{ OPT_MERINOD, "merinod", "FILE", "the daemon for images that nothing has open" },
+	{ OPT_TLS_CERTIFICATES, "tls-certificates", "DIR", "--socket: X.509 credentials, where the daemon wants TLS" },
+	{ OPT_TLS_PSK_FILE, "tls-psk-file", "FILE", "--socket: or a file with keys" },
+	{ OPT_TLS_USERNAME, "tls-username", "NAME", "--socket: the name whose key that is" },
 	{ 'p', "progress", "[=FD]", "show a progress bar, or write N/100 lines to FD" },
 	{ OPT_JSON, "json", NULL, "print the restore point as JSON" },
 	{ 'q', "quiet", NULL, "print no summary" },
@@ -110,6 +116,9 @@ static enum pull_go take(struct backup_options *o, int id)
 	case 'R': return take_number(&o->requests, "requests", REQUESTS_MAX);
 	case OPT_TIMEOUT: return take_number(&o->timeout, "timeout", TIMEOUT_MAX);
 	case OPT_MERINOD: o->merinod = optarg; return PULL_GO;
+	case OPT_TLS_CERTIFICATES: o->tls_certificates = optarg; return PULL_GO;
+	case OPT_TLS_PSK_FILE: o->tls_psk_file = optarg; return PULL_GO;
+	case OPT_TLS_USERNAME: o->tls_username = optarg; return PULL_GO;
 	case 'p': return take_progress(o);
 	case OPT_JSON: o->json = true; return PULL_GO;
 	case 'q': o->quiet = true; return PULL_GO;
@@ -148,6 +157,12 @@ static enum pull_go check(const struct backup_options *o)
 		return bad("too many disks");
 	if (o->bitmap && (!uris || o->full))
 		return bad("--bitmap goes with URIs, and not with --full");
+	if ((o->tls_certificates || o->tls_psk_file || o->tls_username) && !o->socket)
+		return bad("--tls-... goes with --socket; in a URI, say ?tls-certificates=DIR or ?tls-psk-file=FILE");
+	if (o->tls_certificates && o->tls_psk_file)
+		return bad("--tls-certificates and --tls-psk-file do not go together");
+	if (o->tls_username && !o->tls_psk_file)
+		return bad("--tls-username goes with --tls-psk-file");
 	if (o->merinod && (o->socket || uris))
 		return bad("--merinod is for images");
 	return PULL_GO;

@@ -18,6 +18,7 @@ struct backup_options {
 	const char *socket;		/* merinod's monitor; NULL */
 	const char *name;		/* of the point; NULL: the time */
 	const char *bitmap;		/* NBD URIs: what changed since the last point */
+	const char *tls_certificates, *tls_psk_file, *tls_username;	/* for the daemon's URIs; NULL */
 	const char *merinod;		/* the program; NULL: beside this one, or in PATH */
 	bool full, json, quiet;
 	char compress;			/* see target_open() */

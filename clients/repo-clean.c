@@ -162,10 +162,13 @@ int repo_begin(struct repo *r, const char *point, struct error *err)
 	return repo_sync(r, err);
 }
 
+/* A point that cannot be read had a number, too. */
 static uint64_t next_sequence(const struct repo *r)
 {
 	uint64_t last = r->n ? r->point[r->n - 1].sequence : 0;
 
+	for (unsigned i = 0; i < r->n; i++)
+		last += !r->point[i].readable;
 	return last + 1;
 }
 

@@ -414,10 +414,24 @@ static bool is_empty(const struct repo *r)
 	return empty;
 }
 
+/* Our name in the directory above; where we may not read that, all there is. */
+static int sync_parent(struct repo *r, struct error *err)
+{
+	int fd = openat(r->dir, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int rc = (fd < 0 ? syncfs(r->dir) : fsync(fd)) < 0 && errno != EINVAL ? -errno : 0;
+
+	if (fd >= 0)
+		close(fd);
+	return rc < 0 ? error_errno(err, rc, "%s: the directory above could not be synced", r->path) : 0;
+}
+
 static int create(struct repo *r, struct error *err)
 {
 	char text[128];
+	int rc = sync_parent(r, err);
 
+	if (rc < 0)
+		return rc;
 	if (!is_empty(r))
 		return error_set(err, -ENOTEMPTY, "%s is no backup repository, and is not empty: nothing "
 				 "is made of it", r->path);

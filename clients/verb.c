@@ -15,7 +15,7 @@
 #include "common/checked.h"
 #include "common/log.h"
 
-enum { NAP_NS = 50000000 };
+enum { NAP_NS = 50000000, NAMES = 400 };
 
 enum verb_go verb_take(struct verb_options *o, int id, void (*help)(void))
 {
@@ -85,12 +85,43 @@ static bool has(const struct repo_point *p, const char *disk)
 	return p->readable && (!disk || repo_disk(p, disk));
 }
 
+/* Appends the disks of P that are not in TEXT, as long as there is room. */
+static void list_disks(const struct repo_point *p, char text[NAMES])
+{
+	for (unsigned i = 0; i < p->n; i++) {
+		char one[REPO_DISK_MAX + 3];
+		size_t n = strlen(text);
+
+		snprintf(one, sizeof(one), "'%s'", p->disk[i].name);
+		if (!strstr(text, one) && n + strlen(one) + 2 < NAMES)
+			sprintf(text + n, "%s%s", n ? ", " : "", one);
+	}
+}
+
+/* "; there are 'a', 'b'", the newest first. */
+static const char *there_are(const struct repo *r, char text[NAMES])
+{
+	static const char head[] = "; there are ";
+	size_t n = strlen(head);
+
+	text[0] = 0;
+	for (unsigned i = r->n; i-- > 0;)
+		if (r->point[i].state == REPO_GOOD)
+			list_disks(&r->point[i], text);
+	if (!text[0] || strlen(text) + n >= NAMES)
+		return text;
+	memmove(text + n, text, strlen(text) + 1);
+	memcpy(text, head, n);
+	return text;
+}
+
 static const struct repo_point *last_good(const struct repo *r, const char *disk, struct error *err)
 {
 	const struct repo_point *p = repo_last(r, disk);
+	char text[NAMES];
 
 	if (!p && disk)
-		error_set(err, -ENOENT, "%s: there is no good point with a disk '%s'", r->path, disk);
+		error_set(err, -ENOENT, "%s: there is no good point with a disk '%s'%s", r->path, disk, there_are(r, text));
 	else if (!p)
 		error_set(err, -ENOENT, "%s: there is no good point", r->path);
 	for (unsigned i = 0; p && i < r->n; i++)
@@ -104,6 +135,7 @@ const struct repo_point *verb_point(const struct repo *r, const char *when, cons
 				    struct error *err)
 {
 	const struct repo_point *p;
+	char text[NAMES];
 
 	if (!when || !strcmp(when, "latest"))
 		return last_good(r, disk, err);
@@ -120,7 +152,8 @@ const struct repo_point *verb_point(const struct repo *r, const char *when, cons
 		return NULL;
 	}
 	if (disk && !repo_disk(p, disk)) {
-		error_set(err, -ENOENT, "point %s has no disk '%s'", p->id, disk);
+		list_disks(p, strcpy(text, ""));
+		error_set(err, -ENOENT, "point %s has no disk '%s'; it has %s", p->id, disk, text);
 		return NULL;
 	}
 	return p;

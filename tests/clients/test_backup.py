@@ -269,6 +269,30 @@ def test_resized_by_qemu_img(merino, tmp, how, points_before):
     assert levels(backup(merino, image)) == dict(a="incremental")
 
 
+def test_numbers_are_used_once(merino, tmp):
+    """A manifest that cannot be read now may come back: it has a number that nobody else gets."""
+    tools.create(tmp / "a.qcow2", SIZE)
+    ids = [backup(merino, tmp / "a.qcow2")["point"] for _ in range(2)]
+    newest = repo(merino) / f"{ids[1]}.json"
+    text = newest.read_text()
+    newest.write_text(text[:100])
+    ids.append(backup(merino, tmp / "a.qcow2")["point"])
+    newest.write_text(text)
+    numbers = [p["sequence"] for p in points(repo(merino)).values()]
+    assert len(set(numbers)) == 3 and set(states(merino).values()) == {"good"}
+    for i in ids:
+        prove(repo(merino), i)
+
+
+def test_name_of_no_disk(merino, tmp):
+    tools.create(tmp / "a.qcow2", SIZE)
+    point = backup(merino, tmp / "a.qcow2")["point"]
+    text = merino.run("restore", "repo", "a.qcow2", "out.raw", status=1).stderr
+    assert "no good point with a disk 'a.qcow2'; there are 'a'" in text
+    text = merino.run("restore", f"repo@{point}", "a.qcow2", "out.raw", status=1).stderr
+    assert f"point {point} has no disk 'a.qcow2'; it has 'a'" in text
+
+
 # --- whatever interrupts it
 
 def run_and_kill(merino, d, rng, signo):
