@@ -4,11 +4,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/checked.h"
+#include "vmm/acpi.h"
 #include "vmm/le.h"
 #include "vmm/machine.h"
 #include "vmm/vcpu.h"
@@ -188,6 +190,22 @@ static void write_pvh(struct machine *m, uint64_t initrd, uint64_t initrd_len, u
 	}
 }
 
+/* -- ACPI -------------------------------------------------------------------------- */
+
+static int write_acpi(struct machine *m, uint64_t *rsdp, struct error *err)
+{
+	struct acpi *a = malloc(sizeof(*a));
+
+	if (!a)
+		return error_set(err, -ENOMEM, "Out of memory");
+	acpi_build(m->config->vcpus, BOOT_TABLES + 64, a);
+	memcpy(memory_at(&m->memory, BOOT_TABLES, ACPI_RSDP_BYTES), a->rsdp, ACPI_RSDP_BYTES);
+	memcpy(memory_at(&m->memory, BOOT_TABLES + 64, a->len), a->bytes, a->len);
+	free(a);
+	*rsdp = BOOT_TABLES;
+	return 0;
+}
+
 /* -- all of it ------------------------------------------------------------------------ */
 
 static int load_kernel(struct machine *m, struct boot_kernel *k, struct error *err)
@@ -219,7 +237,7 @@ static void set_entry(const struct boot_kernel *k, struct vcpu_entry *e)
 int boot_load(struct machine *m, struct vcpu_entry *e, struct error *err)
 {
 	struct boot_kernel k = { .initrd_max = MEMORY_HOLE };
-	uint64_t initrd, initrd_len, rsdp = 0;
+	uint64_t initrd = 0, initrd_len = 0, rsdp = 0;
 	int rc;
 
 	if (m->kernel < 0)
@@ -233,6 +251,8 @@ int boot_load(struct machine *m, struct vcpu_entry *e, struct error *err)
 		rc = write_cmdline(m, err);
 	if (!rc)
 		rc = load_initrd(m, &k, &initrd, &initrd_len, err);
+	if (!rc)
+		rc = write_acpi(m, &rsdp, err);
 	if (rc)
 		return rc;
 	write_gdt(m, k.linux_params);
