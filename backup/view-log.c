@@ -21,6 +21,10 @@
 #define LOG_WRITE (128u << 10)
 #define DEAD_WORDS (VIEW_PIECE / VIEW_GRANULARITY_MIN / 64)
 
+/* Storage that stops for a moment (a journal that commits) is no reason to give the view
+ * up: so much more may wait for it then. */
+#define SLOW_FACTOR 4u
+
 uint64_t view_memory = VIEW_MEMORY_DEFAULT;
 
 struct segment {
@@ -331,6 +335,13 @@ static struct segment *new_segment(struct view *v)
 	return s;
 }
 
+static bool has_memory(const struct view *v, const struct patience *wait)
+{
+	uint64_t max = wait->gives_way ? view_memory : SLOW_FACTOR * view_memory;
+
+	return v->log.memory + segment_bytes(v) <= max;
+}
+
 static struct segment *segment_with_room(struct view *v, struct patience *wait)
 {
 	struct view_log *l = &v->log;
@@ -340,15 +351,14 @@ static struct segment *segment_with_room(struct view *v, struct patience *wait)
 		s = last_segment(v);
 		if (s)
 			return s;
-		if (l->memory + segment_bytes(v) <= view_memory) {
+		if (has_memory(v, wait)) {
 			s = new_segment(v);
 			if (!s)
 				view_break(v, "Out of memory");
 			return s;
 		}
 		flush_start(v);
-		if (v->broken || l->memory + segment_bytes(v) <= view_memory ||
-		    patience_wait(wait, &l->space))
+		if (v->broken || has_memory(v, wait) || patience_wait(wait, &l->space))
 			continue;
 		if (wait->gives_way)
 			return NULL;

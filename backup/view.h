@@ -33,7 +33,7 @@ struct view;
 
 #define VIEW_GRANULARITY_MIN 4096u		/* bytes; also the default */
 #define VIEW_WAIT_DEFAULT 40000000ull		/* ns that a write waits for room at most */
-#define VIEW_MEMORY_DEFAULT (16u << 20)		/* bytes kept in memory before the store is used up */
+#define VIEW_MEMORY_DEFAULT (16u << 20)		/* bytes kept in memory; four times that when the log is slow */
 
 struct view_options {
 	uint32_t granularity;		/* bytes, a power of two; 0: VIEW_GRANULARITY_MIN */

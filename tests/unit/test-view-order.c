@@ -280,6 +280,6 @@ int main(void)
 	};
 
 	graph_init(&graph);
-	view_memory = 2 * VIEW_PIECE;	/* so that the log is written */
+	view_memory = VIEW_PIECE / 2;	/* so that the log is written */
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
