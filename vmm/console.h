@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* console: virtio-console with ports on unix sockets: a terminal (hvc0) and the guest
+ * agent's ("org.qemu.guest_agent.0").
+ *
+ * All of it runs on the main loop; only activate() and reset() come from vCPU threads, and
+ * the device's own lock keeps them apart.  A port's socket serves one client at a time.
+ */
+#ifndef MERINO_VMM_CONSOLE_H
+#define MERINO_VMM_CONSOLE_H
+
+#include "common/error.h"
+#include "vmm/machine.h"
+
+struct console;
+
+struct console_config {
+	const char *terminal;		/* unix socket of port 0; NULL: no such port */
+	const char *agent;		/* unix socket of port 1; NULL: no such port */
+};
+
+/* Main loop, before the machine runs: listens, and puts the device on the bus. */
+int console_start(struct machine *m, const struct console_config *config, struct console **out,
+		  struct error *err);
+/* Coroutine on the main loop, no vCPU in the guest.  NULL is fine. */
+void console_end(struct console *c);
+
+#endif
