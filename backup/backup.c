@@ -520,7 +520,7 @@ static int backup_run(struct job *j, struct error *err)
 	rc = copier_run(b->copier, err);
 	if (rc && rc != -ECANCELED && b->view && view_is_broken(b->view))
 		rc = view_gone(b, err);
-	if (rc && b->bitmap && b->o.bitmap_mode == BACKUP_ALWAYS)
+	if (rc && b->bitmap && b->o.bitmap_mode == BACKUP_ALWAYS && !copier_lost(b->copier))
 		b->copied_is_durable = !on_loop(b->target->loop, flush_target, b, NULL);
 	return rc;
 }

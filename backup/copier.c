@@ -297,11 +297,15 @@ static void start_worker(struct copier *c)
  * a last flush of all of it would take long, and hold up a guest on the same storage. */
 static void flush_some(struct copier *c)
 {
+	int rc;
+
 	c->flushing = true;
 	c->unflushed = 0;
 	if (c->running < c->workers)
 		start_worker(c);
-	c->flush_rc = copier_flush(c);
+	rc = copier_flush(c);
+	if (!c->flush_rc)		/* the first counts: storage may say it only once */
+		c->flush_rc = rc;
 	c->flushing = false;
 }
 
@@ -451,10 +455,17 @@ int copier_run(struct copier *c, struct error *err)
 	c->flush_rc = 0;
 	do {
 		rc = drain(c, err);
-		if (!rc && (rc = copier_flush(c)))
+		if (!rc && (rc = copier_flush(c))) {
+			c->flush_rc = rc;
 			error_set(err, rc, "%s", strerror(-rc));
+		}
 	} while (!rc && c->left.dirty);		/* fed during the flush */
 	return rc;
+}
+
+bool copier_lost(const struct copier *c)
+{
+	return c->flush_rc;
 }
 
 struct finish {

@@ -71,6 +71,9 @@ int copier_run(struct copier *c, struct error *err);
  * does not answer ends it. */
 int copier_finish(struct copier *c, uint64_t ns, struct error *err);
 
+/* A flush of the last run failed: what was copied is not safe, and a later flush says nothing. */
+bool copier_lost(const struct copier *c);
+
 void copier_set_speed(struct copier *c, uint64_t bytes_per_second);
 
 #endif

@@ -8,6 +8,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -371,33 +372,18 @@ static void work(void *arg)
 	loop_call(j->main, worked_on_main, j);
 }
 
-/* The message that starts the work: nobody waits for its end. */
-struct start {
-	struct loop_msg msg;
-	struct job *job;
-};
-
 static void start_on_loop(struct loop_msg *m)
 {
-	struct job *j = ((struct start *)m)->job;
-
-	free(m);
-	co_start(work, j);
+	co_start(work, (struct job *)((char *)m - offsetof(struct job, start)));
 }
 
+/* Nobody waits for the end of the work. */
 void job_start(struct job *j)
 {
-	struct start *s = malloc(sizeof(*s));
-
-	if (!s) {
-		error_set(&j->error, -ENOMEM, "Out of memory");
-		job_completed(j);
-		return;
-	}
-	*s = (struct start){ .msg.fn = start_on_loop, .job = j };
+	j->start.fn = start_on_loop;
 	j->started = j->working = true;
 	set_status(j, JOB_RUNNING);
-	loop_post(j->loop, &s->msg);
+	loop_post(j->loop, &j->start);
 }
 
 static void wake_on_loop(void *arg)
@@ -592,6 +578,14 @@ int job_user_resume(struct job *j, struct error *err)
 	return 0;
 }
 
+/* What made the group takes back each of its jobs, one by one. */
+static void cancel_unstarted(struct job *j)
+{
+	job_group_unref(j->group);
+	j->group = NULL;
+	job_completed(j);
+}
+
 int job_user_cancel(struct job *j, struct error *err)
 {
 	int rc = check_verb(j, CANCEL, err);
@@ -603,7 +597,7 @@ int job_user_cancel(struct job *j, struct error *err)
 	if (j->working)
 		wake(j);
 	else if (!j->started)
-		job_completed(j);
+		cancel_unstarted(j);
 	else if (!j->settling)
 		group_abort(j);
 	return 0;

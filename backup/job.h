@@ -24,9 +24,9 @@
 
 #include "common/co.h"
 #include "common/error.h"
+#include "common/loop.h"
 
 struct job;
-struct loop;
 
 enum job_status {
 	JOB_UNDEFINED, JOB_CREATED, JOB_RUNNING, JOB_PAUSED, JOB_READY, JOB_STANDBY,
@@ -71,6 +71,7 @@ struct job {
 	const struct job_driver *driver;
 	void *data;			/* the driver's */
 	struct loop *main, *loop;
+	struct loop_msg start;
 	/* Main loop: */
 	enum job_status status;
 	bool auto_finalize, auto_dismiss;

@@ -77,6 +77,8 @@ struct view_log {
 
 int view_log_open(struct view *v, const char *dir, uint64_t max, struct error *err);
 void view_log_close(struct view *v);	/* its coroutines have ended */
+/* Before that: what is in the file goes behind everybody's back, closing it would be slow. */
+void view_log_empty(struct view *v);
 /* Place for up to N blocks: how many, from *AT on, and where in memory; they are to be
  * filled, and then told by view_log_filled().  Waits for room until *WAIT is over: 0. */
 struct patience;

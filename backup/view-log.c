@@ -99,6 +99,12 @@ static void forget_if_unused(struct view *v, struct segment *s)
 	memset(s->dead, 0, sizeof(s->dead));
 }
 
+void view_log_empty(struct view *v)
+{
+	if (v->log.file && v->log.n)
+		io_truncate(v->log.file, 0);
+}
+
 void view_log_close(struct view *v)
 {
 	struct view_log *l = &v->log;

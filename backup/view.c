@@ -326,6 +326,17 @@ int view_open(struct node *n, const struct view_options *o, struct view **out, s
 	return rc;
 }
 
+/* What was kept may be many pieces. */
+static void free_kept(void *arg)
+{
+	struct view *v = arg;
+
+	view_tree_free(&v->tree);
+	view_log_close(v);
+	if (v->wanted)
+		munmap(v->wanted, v->wanted_len);
+}
+
 void view_close(struct view *v)
 {
 	if (!v)
@@ -337,10 +348,11 @@ void view_close(struct view *v)
 	for (unsigned i = 0; i < v->n_taps; i++)
 		node_tap_remove(v->taps[i].node, &v->taps[i].tap);
 	free(v->taps);
-	view_log_close(v);
-	view_tree_free(&v->tree);
-	if (v->wanted)
-		munmap(v->wanted, v->wanted_len);
+	view_log_empty(v);
+	if (loop_self() && co_self() && v->stats.kept)
+		loop_work(free_kept, v);
+	else
+		free_kept(v);
 	node_use_drop(&v->below_use);
 	node_unref(v->below);
 	v->node->viewed--;

@@ -388,6 +388,19 @@ def test_transaction_leaves_nothing(disk, tmp):
     disk.qmp.cmd("transaction", actions=[{"type": "block-dirty-bitmap-add", "data": {"node": "disk", "name": "new"}}])
 
 
+def test_grouped_transaction_leaves_nothing(disk, tmp):
+    """Jobs of a group that never began are taken back one by one."""
+    for name in "abc":
+        pushes.target(disk, tmp, SIZE, name)
+    kind, text = disk.qmp.error("transaction", properties={"completion-mode": "grouped"}, actions=[
+        {"type": "blockdev-backup", "data": {"job-id": name, "device": "disk", "target": name, "sync": "full"}} for name in "abc"
+    ] + [{"type": "abort", "data": {}}])
+    assert text == "Transaction aborted using Abort action"
+    assert disk.qmp.cmd("query-jobs") == []
+    for name in "abc":
+        disk.qmp.cmd("blockdev-del", node_name=name)
+
+
 def test_bitmap_made_in_the_transaction(disk, tmp):
     pushes.target(disk, tmp, SIZE)
     disk.qmp.cmd("transaction", actions=[
