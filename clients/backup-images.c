@@ -6,27 +6,25 @@
  * refused.
  */
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "clients/backup-checkpoint.h"
+#include "clients/own-daemon.h"
 #include "common/json.h"
 #include "common/log.h"
 
-enum { START_MS = 20000, ARGS = 16, PATH_LONG = 256 };
+enum { START_MS = 20000, END_S = 60, ARGS = 16, PATH_LONG = 256 };
 
 static struct {
 	struct checkpoint_run run;
 	char dir[PATH_LONG], socket[PATH_LONG + 16], log[PATH_LONG + 16];
 	pid_t pid;			/* 0: none */
+	bool ready;			/* it has answered */
 } own;
 
 /* --- what to open */
@@ -89,71 +87,15 @@ static int want_image(const char *what, unsigned i, char **arg, struct error *er
 
 static int make_dir(struct error *err)
 {
-	const char *base = getenv("XDG_RUNTIME_DIR");
+	char *dir;
+	int rc = own_daemon_dir(getenv("XDG_RUNTIME_DIR"), "/tmp", "merino", &dir, err);
 
-	if (!base || access(base, W_OK) < 0 || strlen(base) > 80)
-		base = "/tmp";
-	snprintf(own.dir, sizeof(own.dir), "%s/merino-XXXXXX", base);
-	if (!mkdtemp(own.dir)) {
-		int rc = -errno;
-
-		own.dir[0] = 0;
-		return error_errno(err, rc, "%s", base);
-	}
+	if (rc < 0)
+		return rc;
+	snprintf(own.dir, sizeof(own.dir), "%s", dir);
 	snprintf(own.socket, sizeof(own.socket), "%s/qmp", own.dir);
 	snprintf(own.log, sizeof(own.log), "%s/log", own.dir);
-	return 0;
-}
-
-/* The daemon's program: as given, beside ours, or by the PATH. */
-static char *find_program(const struct backup_options *o)
-{
-	char self[PATH_MAX], *slash, *out;
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-
-	if (o->merinod)
-		return strdup(o->merinod);
-	self[n > 0 ? n : 0] = 0;
-	slash = strrchr(self, '/');
-	if (slash && asprintf(&out, "%.*s/merinod", (int)(slash - self), self) >= 0) {
-		if (access(out, X_OK) == 0)
-			return out;
-		free(out);
-	}
-	return strdup("merinod");
-}
-
-/* In the child.  A ^C in the terminal is ours to act on: it gets its own group. */
-static void become_daemon(char **argv, pid_t parent)
-{
-	sigset_t none;
-	int null = open("/dev/null", O_RDWR), log = open(own.log, O_WRONLY | O_CREAT | O_APPEND, 0600);
-
-	setpgid(0, 0);
-	prctl(PR_SET_PDEATHSIG, SIGTERM);
-	if (getppid() != parent)
-		_exit(126);
-	dup2(null, STDIN_FILENO);
-	dup2(null, STDOUT_FILENO);
-	dup2(log, STDERR_FILENO);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	signal(SIGPIPE, SIG_DFL);
-	signal(SIGXFSZ, SIG_DFL);
-	execvp(argv[0], argv);
-	dprintf(STDERR_FILENO, "%s: %s\n", argv[0], strerror(errno));
-	_exit(127);
-}
-
-static int run_daemon(char **argv, struct error *err)
-{
-	pid_t self = getpid(), pid = fork();
-
-	if (pid < 0)
-		return error_errno(err, -errno, "fork");
-	if (pid == 0)
-		become_daemon(argv, self);
-	own.pid = pid;
+	free(dir);
 	return 0;
 }
 
@@ -161,7 +103,7 @@ static int start(struct backup *b, char **blockdevs, struct error *err)
 {
 	char listen[PATH_LONG + 64], chardev[PATH_LONG + 64];
 	unsigned n = 0;
-	char **argv = calloc(2 * b->o->n_what + ARGS, sizeof(*argv)), *program = find_program(b->o);
+	char **argv = calloc(2 * b->o->n_what + ARGS, sizeof(*argv)), *program = own_daemon_program(b->o->merinod);
 	int rc = argv && program ? make_dir(err) : error_errno(err, -ENOMEM, "merinod");
 
 	if (rc == 0) {
@@ -178,7 +120,7 @@ static int start(struct backup *b, char **blockdevs, struct error *err)
 		argv[n++] = chardev;
 		argv[n++] = "--monitor";
 		argv[n++] = "chardev=m";
-		rc = run_daemon(argv, err);
+		rc = own_daemon_start(argv, own.log, &own.pid, err);
 	}
 	free(program);
 	free(argv);
@@ -210,10 +152,9 @@ static int wait_ready(struct error *err)
 	int rc = -ENOENT, status;
 
 	while (rc < 0 && progress_now() < until) {
-		if (waitpid(own.pid, &status, WNOHANG) == own.pid) {
+		if (own_daemon_ended(&own.pid, &status)) {
 			char words[512];
 
-			own.pid = 0;
 			its_words(words, sizeof(words));
 			return error_set(err, -ECHILD, "the merinod for the images ended at once: %s", words);
 		}
@@ -234,14 +175,11 @@ static void stop_daemon(void)
 	if (own.run.q)
 		qmp_call(own.run.q, "quit", NULL, NULL, QMP_MUST_END, &err);
 	if (own.pid) {
-		kill(own.pid, SIGTERM);
-		while (waitpid(own.pid, &status, 0) < 0 && errno == EINTR)
-			continue;
+		status = own_daemon_end(&own.pid, END_S);
 		its_words(words, sizeof(words));
-		if (!WIFEXITED(status) || WEXITSTATUS(status))
+		if (own.ready && (!WIFEXITED(status) || WEXITSTATUS(status)))
 			log_warning("the merinod for the images did not end well: %s", words);
 	}
-	own.pid = 0;
 	snprintf(path, sizeof(path), "%s/nbd", own.dir);
 	if (own.dir[0]) {
 		unlink(path);
@@ -269,6 +207,7 @@ static int open_images(struct backup *b, struct error *err)
 	own.run.socket = own.socket;
 	if (rc == 0)
 		rc = wait_ready(err);
+	own.ready = rc == 0;
 	return rc ? rc : checkpoint_open(b, &own.run, err);
 }
 

@@ -6,19 +6,16 @@
  * What is written goes to overlays in a directory that is removed at the end.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <json-c/json.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "clients/own-daemon.h"
 #include "clients/pull.h"
 #include "clients/serve.h"
 #include "common/checked.h"
@@ -27,43 +24,11 @@
 #include "common/uri.h"
 #include "format/qcow2.h"
 
-enum { ARGS_MAX = 4 * REPO_DISKS + 32, NAP_NS = 5000000, END_NAPS = 2000 };
+enum { ARGS_MAX = 4 * REPO_DISKS + 32, NAP_NS = 5000000, END_S = 10 };
 
 bool serve_wanted(const struct serve *o, const struct repo_disk *d)
 {
 	return !o->disk || !strcmp(o->disk, d->name);
-}
-
-/* merinod lies where we do, or in PATH. */
-static void find_program(char out[PATH_MAX])
-{
-	ssize_t n = readlink("/proc/self/exe", out, PATH_MAX - 16);
-	char *slash;
-
-	out[n > 0 ? n : 0] = 0;
-	slash = strrchr(out, '/');
-	if (slash)
-		strcpy(slash + 1, "merinod");
-	if (!slash || access(out, X_OK) < 0)
-		strcpy(out, "merinod");
-}
-
-static int make_dir(const char *parent, const char *fallback, char **out, struct error *err)
-{
-	if (!parent || !*parent || access(parent, W_OK | X_OK) < 0)
-		parent = fallback;
-	if (asprintf(out, "%s/merino-serve-XXXXXX", parent) < 0) {
-		*out = NULL;
-		return error_errno(err, -ENOMEM, "%s", parent);
-	}
-	if (!mkdtemp(*out)) {
-		int rc = error_errno(err, -errno, "%s", *out);
-
-		free(*out);
-		*out = NULL;
-		return rc;
-	}
-	return 0;
 }
 
 /* --- what is served */
@@ -204,12 +169,11 @@ static void args_free(struct args *a)
 
 static int make_args(const struct serve *o, struct args *a, struct error *err)
 {
-	char program[PATH_MAX], *full = realpath(o->repo.path, NULL), path[PATH_MAX];
+	char *full = realpath(o->repo.path, NULL), path[PATH_MAX];
 
 	if (!full)
 		return error_errno(err, -errno, "%s", o->repo.path);
-	find_program(program);
-	add(a, program);
+	a->v[a->n++] = own_daemon_program(NULL);
 	add(a, "--allow-dir");
 	add(a, full);
 	free(full);
@@ -243,26 +207,6 @@ static int make_args(const struct serve *o, struct args *a, struct error *err)
 
 /* --- the process */
 
-static void child(struct args *a, pid_t parent)
-{
-	sigset_t none;
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-
-	prctl(PR_SET_PDEATHSIG, SIGTERM);
-	if (getppid() != parent)
-		_exit(1);
-	setpgid(0, 0);			/* ^C is for us; we tell it */
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	signal(SIGPIPE, SIG_DFL);
-	signal(SIGXFSZ, SIG_DFL);
-	dup2(null, STDIN_FILENO);
-	dup2(STDERR_FILENO, STDOUT_FILENO);
-	execvp(a->v[0], a->v);
-	log_error("%s: %s", a->v[0], strerror(errno));
-	_exit(127);
-}
-
 /* The pid file is written when everything is in place. */
 static int wait_ready(struct serve *o, struct error *err)
 {
@@ -274,10 +218,8 @@ static int wait_ready(struct serve *o, struct error *err)
 	while (stat(path, &st) < 0 || st.st_size == 0) {
 		int status;
 
-		if (waitpid(o->daemon, &status, WNOHANG) == o->daemon) {
-			o->daemon = 0;
+		if (own_daemon_ended(&o->daemon, &status))
 			return error_set(err, -ECHILD, "merinod did not start: see above");
-		}
 		if (pull_signalled())
 			return error_set(err, -EINTR, "stopped by a signal");
 		nanosleep(&nap, NULL);
@@ -288,25 +230,17 @@ static int wait_ready(struct serve *o, struct error *err)
 int serve_start(struct serve *o, struct error *err)
 {
 	struct args a = { .n = 0 };
-	pid_t self = getpid();
-	int rc = make_dir(getenv("XDG_RUNTIME_DIR"), "/tmp", &o->dir, err);
+	int rc = own_daemon_dir(getenv("XDG_RUNTIME_DIR"), "/tmp", "merino-serve", &o->dir, err);
 
 	if (rc == 0 && o->writable)
-		rc = make_dir(getenv("TMPDIR"), "/var/tmp", &o->overlays, err);
+		rc = own_daemon_dir(getenv("TMPDIR"), "/var/tmp", "merino-serve", &o->overlays, err);
 	if (rc == 0 && o->port < 0 && (o->socket ? !(o->listen = strdup(o->socket))
 						 : asprintf(&o->listen, "%s/nbd", o->dir) < 0))
 		rc = error_errno(err, -ENOMEM, "%s", o->dir);
 	if (rc == 0)
 		rc = make_args(o, &a, err);
-	if (rc == 0) {
-		o->daemon = fork();
-		if (o->daemon == 0)
-			child(&a, self);
-		if (o->daemon < 0) {
-			rc = error_errno(err, -errno, "fork");
-			o->daemon = 0;
-		}
-	}
+	if (rc == 0)
+		rc = own_daemon_start(a.v, NULL, &o->daemon, err);
 	args_free(&a);
 	return rc ? rc : wait_ready(o, err);
 }
@@ -316,25 +250,6 @@ int serve_uri(const struct serve *o, const char *disk, char **uri, struct error 
 	if (o->listen)
 		return uri_build_unix(false, o->listen, disk, uri, err);
 	return uri_build_tcp(false, o->bind, o->port, disk, uri, err);
-}
-
-static void end_daemon(struct serve *o)
-{
-	const struct timespec nap = { .tv_nsec = NAP_NS };
-
-	if (!o->daemon)
-		return;
-	kill(o->daemon, SIGTERM);
-	for (int i = 0; i < END_NAPS; i++) {
-		if (waitpid(o->daemon, NULL, WNOHANG) == o->daemon) {
-			o->daemon = 0;
-			return;
-		}
-		nanosleep(&nap, NULL);
-	}
-	kill(o->daemon, SIGKILL);
-	waitpid(o->daemon, NULL, 0);
-	o->daemon = 0;
 }
 
 static void remove_dir(char **dir, const char *const *names)
@@ -357,7 +272,7 @@ void serve_stop(struct serve *o)
 	static const char *const none[] = { NULL };
 	char path[PATH_MAX];
 
-	end_daemon(o);
+	own_daemon_end(&o->daemon, END_S);
 	for (unsigned i = 0; o->overlays && i < o->point->n; i++) {
 		snprintf(path, sizeof(path), "%s/%u.qcow2", o->overlays, i);
 		unlink(path);

@@ -167,7 +167,8 @@ static void mark(struct verify *o, const struct repo_point *p, const char *text)
 
 	snprintf(name, sizeof(name), "%s.damaged", p->id);
 	if (!text[0]) {
-		if (!o->quick && unlinkat(o->repo.dir, name, 0) < 0 && errno != ENOENT)
+		if (!o->quick && faccessat(o->repo.dir, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0 &&
+		    unlinkat(o->repo.dir, name, 0) < 0)
 			log_warning("%s/%s: %s", o->repo.path, name, strerror(errno));
 		return;
 	}

@@ -304,6 +304,21 @@ def run_and_kill(merino, d, rng, signo):
     return run.wait(20) == 0
 
 
+def test_signal_while_its_merinod_starts(merino, tmp):
+    """One that came between fork() and exec() was lost once, and both waited for ever."""
+    tools.create(tmp / "a.qcow2", SIZE)
+    backup(merino, tmp / "a.qcow2")
+    rng = random.Random(3)
+    for _ in range(25):
+        run = subprocess.Popen(merino.argv("backup", "--quiet", "--to", "repo", tmp / "a.qcow2"), cwd=merino.cwd,
+                               stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.random() * 0.02)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(20) in (0, -signal.SIGINT)
+    all_good(merino)
+    assert levels(backup(merino, tmp / "a.qcow2")) == dict(a="incremental")
+
+
 def interrupted(live, merino, rounds, seed):
     rng = random.Random(seed)
     w = writer(live, seed=seed, pause=0.001)

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* own-daemon: a private merinod under a verb: it listens where only this user can enter, and
+ * ends with us, whatever we die of. */
+#ifndef MERINO_OWN_DAEMON_H
+#define MERINO_OWN_DAEMON_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "common/error.h"
+
+/* A new directory NAME-XXXXXX in PARENT, or in FALLBACK where that is NULL, too long for a
+ * socket in it, or cannot be written to; *OUT is malloc'd. */
+int own_daemon_dir(const char *parent, const char *fallback, const char *name, char **out, struct error *err);
+
+/* GIVEN, or the merinod beside this program, or the one in the PATH; malloc'd, NULL: no memory. */
+char *own_daemon_program(const char *given);
+
+/* Runs ARGV.  What it says goes to the file LOG, or (NULL) to our stderr. */
+int own_daemon_start(char **argv, const char *log, pid_t *pid, struct error *err);
+
+/* True when it has ended; *PID is 0 then, and *STATUS as of waitpid(2). */
+bool own_daemon_ended(pid_t *pid, int *status);
+
+/* Ends it: SIGTERM, and after SECONDS SIGKILL.  *PID is 0; its status. */
+int own_daemon_end(pid_t *pid, unsigned seconds);
+
+#endif
