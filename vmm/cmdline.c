@@ -85,6 +85,33 @@ static void take_serial(struct cmdline *c, const char *text)
 	c->serial = text;
 }
 
+static const char *unix_path(const char *option, const char *text)
+{
+	if (strncmp(text, "unix:", 5) || !text[5])
+		refuse(option, "must be unix:PATH");
+	return text + 5;
+}
+
+static void take_console(struct cmdline *c, const char *text)
+{
+	c->console = unix_path("--console", text);
+}
+
+static void take_agent(struct cmdline *c, const char *text)
+{
+	c->agent = unix_path("--agent", text);
+}
+
+static void take_qmp(struct cmdline *c, const char *text)
+{
+	c->qmp = unix_path("--qmp", text);
+}
+
+static void take_merinod_qmp(struct cmdline *c, const char *text)
+{
+	c->merinod_qmp = unix_path("--merinod-qmp", text);
+}
+
 static void take_no_reboot(struct cmdline *c, const char *text)
 {
 	c->machine.no_reboot = true;
@@ -109,7 +136,14 @@ static const struct option_def options[] = {
 	{ .help = "Devices:" },
 	{ "serial", 0, "stdio|none|file:PATH|unix:PATH",
 	  "where the serial line goes; default stdio", take_serial },
+	{ "console", 0, "unix:PATH", "a virtio console (hvc0) for the client of this socket",
+	  take_console },
+	{ "agent", 0, "unix:PATH", "a port org.qemu.guest_agent.0 for the client of this socket",
+	  take_agent },
 	{ .help = "The process:" },
+	{ "qmp", 0, "unix:PATH", "serve QMP on this socket", take_qmp },
+	{ "merinod-qmp", 0, "unix:PATH",
+	  "pass commands about disks on to the merinod that serves QMP here", take_merinod_qmp },
 	{ "no-reboot", 0, NULL, "end when the guest resets", take_no_reboot },
 	{ "paused", 'S', NULL, "do not start the CPUs before QMP's cont", take_paused },
 	{ "help", 'h', NULL, "this text", take_help },

@@ -18,6 +18,8 @@ struct cmdline_list {
 struct cmdline {
 	struct machine_config machine;
 	const char *serial;
+	const char *qmp, *merinod_qmp;	/* paths of sockets; NULL: none */
+	const char *console, *agent;
 	bool paused;			/* -S */
 };
 

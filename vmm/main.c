@@ -13,11 +13,16 @@
 #include "common/log.h"
 #include "common/loop.h"
 #include "vmm/cmdline.h"
+#include "vmm/console.h"
+#include "vmm/control.h"
 #include "vmm/serial.h"
+#include "vmm/vcpu.h"
 
 static struct cmdline cmdline;
 static struct machine machine;
 static struct loop *loop;
+static struct control *control;
+static struct console *console;
 static int exit_status;
 
 static void fail(const struct error *err)
@@ -28,28 +33,73 @@ static void fail(const struct error *err)
 	exit_status = 1;
 }
 
+/* Coroutine: what needs the loop ends on it. */
+static void end_run(void *arg)
+{
+	machine_pause(&machine);
+	console_end(console);
+	control_end(control);
+	loop_stop(loop);
+}
+
+static void finish(void)
+{
+	static bool begun;
+
+	if (!begun)
+		co_start(end_run, NULL);
+	begun = true;
+}
+
+static void shut_down(bool guest, const char *reason)
+{
+	control_event_cause(control, "SHUTDOWN", guest, reason);
+	finish();
+}
+
 static void signal_came(int signo)
 {
-	loop_stop(loop);
+	shut_down(false, "host-signal");
 }
 
 static void event_came(struct machine *m, enum machine_event e)
 {
 	switch (e) {
 	case MACHINE_SHUTDOWN:
-		loop_stop(loop);
+		shut_down(true, "guest-shutdown");
 		break;
 	case MACHINE_RESET:
-		if (m->config->no_reboot)
-			loop_stop(loop);
-		else
-			machine_reset(m);
+		if (m->config->no_reboot) {
+			shut_down(true, "guest-reset");
+			break;
+		}
+		machine_reset(m);
+		control_event_cause(control, "RESET", true, "guest-reset");
 		break;
 	case MACHINE_CRASHED:
 		exit_status = 1;
-		loop_stop(loop);
+		shut_down(true, "guest-panic");
 		break;
 	}
+}
+
+static pid_t thread_id(unsigned cpu)
+{
+	return machine.vcpu[cpu].tid;
+}
+
+static int add_sockets(struct error *err)
+{
+	const struct console_config ports = { .terminal = cmdline.console, .agent = cmdline.agent };
+	const struct control_config config = {
+		.machine = &machine, .path = cmdline.qmp, .merinod = cmdline.merinod_qmp,
+		.quit = finish, .thread_id = thread_id,
+	};
+	int rc = control_start(&config, &control, err);
+
+	if (!rc && (ports.terminal || ports.agent))
+		rc = console_start(&machine, &ports, &console, err);
+	return rc;
 }
 
 static int build(struct error *err)
@@ -59,6 +109,8 @@ static int build(struct error *err)
 	machine.event = event_came;
 	if (!rc)
 		rc = serial_start(&machine, cmdline.serial, err);
+	if (!rc)
+		rc = add_sockets(err);
 	if (!rc)
 		rc = machine_boot(&machine, err);
 	return rc;
@@ -70,7 +122,7 @@ static void start_run(void *arg)
 
 	if (build(&err)) {
 		fail(&err);
-		loop_stop(loop);
+		finish();
 	} else if (!cmdline.paused) {
 		machine_run(&machine);
 	}
