@@ -21,7 +21,8 @@ WARN    := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes
 ALL_CFLAGS = -std=gnu17 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DMERINO_VERSION='"$(VERSION)"' \
            -I. -pthread $(WARN) $(CFLAGS) $(SAN) $(PKG_CFLAGS)
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
-LIBS    := -Wl,--as-needed $(shell pkg-config --libs $(PKGS) 2>/dev/null) -pthread
+# libslirp: its .pc file asks for glib's, which it does not need.
+LIBS    := -Wl,--as-needed $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lslirp -pthread
 
 objs     = $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard $(1)/*.c)))
 LIB_OBJS = $(foreach d,common format bitmaps backup,$(call objs,$(d)))

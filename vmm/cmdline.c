@@ -112,6 +112,13 @@ static void take_merinod_qmp(struct cmdline *c, const char *text)
 	c->merinod_qmp = unix_path("--merinod-qmp", text);
 }
 
+static void take_net(struct cmdline *c, const char *text)
+{
+	if (c->nets.n == CMDLINE_NETS_MAX)
+		refuse("--net", "there are too many");
+	c->nets.text[c->nets.n++] = text;
+}
+
 static void take_no_reboot(struct cmdline *c, const char *text)
 {
 	c->machine.no_reboot = true;
@@ -140,6 +147,7 @@ static const struct option_def options[] = {
 	  take_console },
 	{ "agent", 0, "unix:PATH", "a port org.qemu.guest_agent.0 for the client of this socket",
 	  take_agent },
+	{ "net", 0, "user|tap[,...]", "a network card; may be repeated", take_net },
 	{ .help = "The process:" },
 	{ "qmp", 0, "unix:PATH", "serve QMP on this socket", take_qmp },
 	{ "merinod-qmp", 0, "unix:PATH",

@@ -7,6 +7,7 @@
 
 #include "vmm/machine.h"
 
+#define CMDLINE_NETS_MAX 8u
 #define CMDLINE_LIST_MAX 32u		/* of one option that may be repeated */
 
 /* Texts of an option that may be repeated, in order. */
@@ -20,6 +21,7 @@ struct cmdline {
 	const char *serial;
 	const char *qmp, *merinod_qmp;	/* paths of sockets; NULL: none */
 	const char *console, *agent;
+	struct cmdline_list nets;
 	bool paused;			/* -S */
 };
 

@@ -17,9 +17,11 @@
 #include "vmm/control.h"
 #include "vmm/serial.h"
 #include "vmm/vcpu.h"
+#include "vmm/virtio-net.h"
 
 static struct cmdline cmdline;
 static struct machine machine;
+static struct virtio_net *net[CMDLINE_NETS_MAX];
 static struct loop *loop;
 static struct control *control;
 static struct console *console;
@@ -102,6 +104,15 @@ static int add_sockets(struct error *err)
 	return rc;
 }
 
+static int add_nets(struct error *err)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < cmdline.nets.n && !rc; i++)
+		rc = virtio_net_add(&machine, cmdline.nets.text[i], i, &net[i], err);
+	return rc;
+}
+
 static int build(struct error *err)
 {
 	int rc = machine_make(&machine, &cmdline.machine, err);
@@ -111,6 +122,8 @@ static int build(struct error *err)
 		rc = serial_start(&machine, cmdline.serial, err);
 	if (!rc)
 		rc = add_sockets(err);
+	if (!rc)
+		rc = add_nets(err);
 	if (!rc)
 		rc = machine_boot(&machine, err);
 	return rc;
@@ -136,6 +149,8 @@ static void start_message(struct loop_msg *m)
 static void end(void)
 {
 	machine_pause(&machine);
+	for (unsigned i = 0; i < CMDLINE_NETS_MAX; i++)
+		virtio_net_end(net[i]);
 	serial_end(&machine);
 	machine_end(&machine);
 }

@@ -36,16 +36,22 @@ def keyval():
         put("keyval", name, bytes([kind]) + text.encode())
 
 
+# What a guest writes into its memory: 0x80 | length - 1, where, bytes.
+
+def write(at, data):
+    return bytes([0x80 | len(data) - 1]) + struct.pack(">H", at) + data
+
+
+def desc(at, addr, length, flags=0, following=0):
+    return write(at, struct.pack("<QIHH", addr, length, flags, following))
+
+
+def avail(*heads, at=256):
+    return write(at, struct.pack(f"<{2 + len(heads)}H", 0, len(heads), *heads))
+
+
 def vmm_queue():
-    """Writes into the guest's memory (0x80 | length - 1, where, bytes), pops (0) and pushes (1)."""
-    def write(at, data):
-        return bytes([0x80 | len(data) - 1]) + struct.pack(">H", at) + data
-
-    def desc(at, addr, length, flags=0, following=0):
-        return write(at, struct.pack("<QIHH", addr, length, flags, following))
-
-    def avail(*heads):
-        return write(256, struct.pack(f"<{2 + len(heads)}H", 0, len(heads), *heads))
+    """Such writes, pops (0) and pushes (1)."""
     chain = desc(0, 1024, 16, 1, 1) + desc(16, 2048, 512, 3, 2) + desc(32, 4096, 1, 2)
     table = desc(0, 6000, 32, 4) + desc(6000, 1024, 16, 1, 1) + desc(6016, 2048, 8, 2)
     put("vmm-queue", "chain", b"\0" + chain + avail(0) + b"\0\1")
@@ -55,6 +61,18 @@ def vmm_queue():
     put("vmm-queue", "twice", b"\1" + chain + avail(0, 0) + b"\0\0\1")
     put("vmm-queue", "high", b"\4\0\4" + desc(0, 1 << 32, 1024) + avail(0) + b"\0\1")
     put("vmm-queue", "addresses", b"\x3d" + struct.pack(">HQQQ", 16, 4096, 2, 4) + desc(4096, 0, 8) + b"\0\1")
+
+
+def vmm_net():
+    """Such writes, frames of the guest's (1), frames to it (0, length)."""
+    frame = desc(1024, 4096, 12, 1, 1) + desc(1040, 8192, 60) + avail(0, at=1280)
+    room = desc(0, 4096, 12, 3, 1) + desc(16, 8192, 1514, 2) + avail(0)
+    put("vmm-net", "sends", b"\0\0\0" + frame + b"\1")
+    put("vmm-net", "asks-for-gso", b"\0\0\0" + write(4096, b"\1\1") + frame + b"\1")
+    put("vmm-net", "receives", b"\1\0\1" + room + b"\0" + struct.pack(">H", 60))
+    put("vmm-net", "receives-more", b"\0\0\0" + room + b"\0" + struct.pack(">H", 9000))
+    put("vmm-net", "both", b"\0\0\0" + room + frame + b"\1\0" + struct.pack(">H", 60))
+    put("vmm-net", "shared", b"\2\1\2" + room + frame + b"\1\0" + struct.pack(">H", 60))
 
 
 def sh(*argv):
@@ -310,5 +328,5 @@ def repo():
 
 
 if __name__ == "__main__":
-    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp, repo, vmm_queue:
+    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp, repo, vmm_queue, vmm_net:
         make()
