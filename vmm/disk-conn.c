@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* disk-conn: one channel's connection.
+ *
+ *	DOWN --(deadline)--> CONNECTING --(handshake, facts are right)--> READY
+ *	  ^                      |  failed, CONNECT_MS                       |
+ *	  +----------------------+------------------<------------------------+  lost
+ *
+ * An attempt that fails moves on to the next address; the pauses between attempts grow until
+ * an answer comes.  A connection counts as lost until then, too: a server that dies of one
+ * request again and again is not taken for one that works.
+ */
+#include "vmm/disk-int.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/checked.h"
+#include "common/log.h"
+
+/* Nothing is asked for that we do not use: a read of a virtual disk is data in one piece, and
+ * a simple reply says it with fewer system calls.  What libnbd would check is checked here. */
+static int prepare(struct nbd_handle *h)
+{
+	return nbd_set_request_structured_replies(h, false) < 0 ||
+	       nbd_set_strict_mode(h, 0) < 0 || nbd_set_pread_initialize(h, false) < 0 ||
+	       nbd_set_uri_allow_local_file(h, true) < 0 ? -1 : 0;
+}
+
+/* A peer that fell off the network is noticed though we only wait for it.  No unix socket
+ * takes these, and none needs them. */
+static void keep_alive(int fd)
+{
+	const int one = 1, idle = 10, each = 5, count = 3, unanswered = 25000;
+
+	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &each, sizeof(each));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
+	setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered, sizeof(unanswered));
+}
+
+static void tell_loss(struct disk_channel *c, const char *why)
+{
+	if (c->told || c->quiet)
+		return;
+	c->told = true;
+	log_warning("disk %s: no connection to %s: %s", c->disk->id, c->disk->uri[c->uri],
+		    why ? why : "the server closed it");
+}
+
+void conn_drop(struct disk_channel *c, const char *why)
+{
+	int64_t now = disk_now();
+
+	tell_loss(c, why);
+	nbd_close(c->h);
+	c->h = NULL;
+	c->drop_why = NULL;
+	if (!c->lost_at)
+		c->lost_at = now;
+	c->deadline = now + c->retry_ms;
+	c->retry_ms = min_u64(c->retry_ms ? c->retry_ms * 2 : RETRY_MS_MIN, RETRY_MS_MAX);
+	c->state = CHANNEL_DOWN;
+	cmd_unsend(c);
+}
+
+/* The address of C is no good: the whole disk moves on, unless another channel did that. */
+void conn_next_address(struct disk_channel *c)
+{
+	unsigned was = c->uri, next = (c->uri + 1) % c->disk->n_uris;
+
+	if (next != was && __atomic_compare_exchange_n(&c->disk->uri_now, &was, next, false,
+						       __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		disk_wake(c->disk);
+}
+
+static void failed(struct disk_channel *c, const char *why)
+{
+	conn_drop(c, why);
+	conn_next_address(c);
+}
+
+void conn_start(struct disk_channel *c)
+{
+	c->state = CHANNEL_CONNECTING;
+	c->uri = __atomic_load_n(&c->disk->uri_now, __ATOMIC_SEQ_CST);
+	c->deadline = disk_now() + CONNECT_MS;
+	c->h = nbd_create();
+	if (!c->h || prepare(c->h) || nbd_aio_connect_uri(c->h, c->disk->uri[c->uri]) < 0)
+		failed(c, nbd_get_error());
+	else
+		conn_check(c);
+}
+
+static void ready(struct disk_channel *c)
+{
+	struct error err = ERROR_INIT;
+
+	if (disk_learn(c->disk, c->h, c->disk->n_channels == 0, &err)) {
+		failed(c, err.text);
+		return;
+	}
+	keep_alive(nbd_aio_get_fd(c->h));
+	c->tls = nbd_get_tls_negotiated(c->h) > 0;
+	c->state = CHANNEL_READY;
+	if (!c->in_flight)
+		c->lost_at = 0;
+	if (c->told)
+		log_info("disk %s: connected to %s", c->disk->id, c->disk->uri[c->uri]);
+	c->told = c->told_failing = false;
+}
+
+void conn_check(struct disk_channel *c)
+{
+	if (!c->h)
+		return;
+	if (nbd_aio_is_dead(c->h) > 0 || nbd_aio_is_closed(c->h) > 0 || c->drop_why) {
+		if (c->state == CHANNEL_CONNECTING)
+			failed(c, nbd_get_error());
+		else
+			conn_drop(c, c->drop_why);
+	} else if (c->uri != __atomic_load_n(&c->disk->uri_now, __ATOMIC_SEQ_CST)) {
+		conn_drop(c, "the disk moves to another address");
+	} else if (c->state == CHANNEL_CONNECTING && nbd_aio_is_ready(c->h) > 0) {
+		ready(c);
+	} else if (c->state == CHANNEL_CONNECTING && disk_now() >= c->deadline) {
+		failed(c, "no answer within 5 s");
+	}
+}
+
+short conn_events(struct disk_channel *c)
+{
+	unsigned dir = nbd_aio_get_direction(c->h);
+
+	return (dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
+	       (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
+}
+
+/* libnbd takes one reply with each call.  It must not be called when nothing is there: it
+ * would wait inside of a reply, and send nothing meanwhile. */
+static void take_replies(struct disk_channel *c)
+{
+	enum { REPLY = 16 };
+	int there = 0;
+
+	if (c->tls || c->state != CHANNEL_READY || ioctl(nbd_aio_get_fd(c->h), FIONREAD, &there))
+		there = 0;
+	for (;;) {
+		c->taken_bytes = 0;
+		if (nbd_aio_notify_read(c->h) < 0 || c->taken_bytes == 0)
+			return;
+		if (there < REPLY || c->taken_bytes > (size_t)there - REPLY)
+			return;
+		there -= c->taken_bytes;
+	}
+}
+
+void conn_notify(struct disk_channel *c, short revents)
+{
+	unsigned dir = nbd_aio_get_direction(c->h);
+
+	if (revents & (POLLIN | POLLHUP | POLLERR) && dir & LIBNBD_AIO_DIRECTION_READ)
+		take_replies(c);
+	else if (revents & (POLLOUT | POLLHUP | POLLERR) && dir & LIBNBD_AIO_DIRECTION_WRITE)
+		nbd_aio_notify_write(c->h);
+}
+
+/* The first time, on the thread that starts the machine.  Each address gets one chance. */
+int conn_open(struct disk_channel *c, struct error *err)
+{
+	for (unsigned tried = 0; tried < c->disk->n_uris; tried++) {
+		unsigned uri = __atomic_load_n(&c->disk->uri_now, __ATOMIC_SEQ_CST);
+
+		c->quiet = true;
+		conn_start(c);
+		while (c->state == CHANNEL_CONNECTING) {
+			struct pollfd p = { .fd = nbd_aio_get_fd(c->h), .events = conn_events(c) };
+			int64_t left = c->deadline - disk_now();
+
+			if (poll(&p, 1, left > 0 ? left : 0) > 0)
+				conn_notify(c, p.revents);
+			conn_check(c);
+		}
+		if (c->state == CHANNEL_READY) {
+			c->quiet = false;
+			c->lost_at = c->retry_ms = 0;
+			return 0;
+		}
+		error_set(err, -ECONNREFUSED, "%s: %s", c->disk->uri[uri],
+			  nbd_get_error() ? nbd_get_error() : "no answer");
+	}
+	return -ECONNREFUSED;
+}
+
+void conn_close(struct disk_channel *c)
+{
+	if (c->h && c->state == CHANNEL_READY)
+		nbd_aio_disconnect(c->h, 0);
+	nbd_close(c->h);
+	c->h = NULL;
+	c->state = CHANNEL_DOWN;
+}
