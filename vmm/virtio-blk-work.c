@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* virtio-blk-work: the thread that serves queues and the connection behind them.
+ *
+ *	PARKED <-- activate(), reset() --> RUNS --> ENDS
+ *
+ * Parked, it keeps the connection.  While it is busy it asks for no doorbells; before it
+ * sleeps it asks for them and looks once more.  With few requests under way the server's
+ * answer is often nearer than a sleep: the thread stays awake for as long as that has paid.
+ */
+#include "vmm/virtio-blk-int.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/checked.h"
+
+enum { SPIN_US_MAX = 50, SPIN_US_START = 10 };
+
+static int64_t now_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+static void drain(int fd)
+{
+	uint64_t n;
+
+	while (read(fd, &n, sizeof(n)) < 0 && errno == EINTR)
+		;
+}
+
+/* --- queues */
+
+static void break_queue(struct blk_worker *w, struct blk_queue *q)
+{
+	q->q->broken = true;
+	virtio_needs_reset(&w->blk->v);
+}
+
+/* What the guest has offered.  One turn takes no more than the queue holds. */
+static bool take(struct blk_worker *w, struct blk_queue *q)
+{
+	unsigned n = 0;
+	int rc = 0;
+
+	while (n < q->q->s.size && (rc = queue_pop(q->q, &w->chain)) == 1) {
+		n++;
+		if ((rc = blk_request_begin(w, q)))
+			break;
+	}
+	if (rc < 0)
+		break_queue(w, q);
+	return n > 0;
+}
+
+/* One broken queue stops the device. */
+static bool has_work(struct blk_worker *w, struct blk_queue *q)
+{
+	return q->q->s.enabled && !queue_is_empty(q->q) &&
+	       !__atomic_load_n(&w->blk->v.needs_reset, __ATOMIC_RELAXED);
+}
+
+static bool take_all(struct blk_worker *w)
+{
+	bool any = false;
+
+	for (unsigned i = 0; i < w->n_queues; i++)
+		if (has_work(w, w->queue[i]))
+			any |= take(w, w->queue[i]);
+	return any;
+}
+
+static void interrupt(struct blk_worker *w)
+{
+	for (unsigned i = 0; i < w->n_queues; i++) {
+		struct blk_queue *q = w->queue[i];
+
+		if (q->pushed && queue_wants_interrupt(q->q))
+			virtio_interrupt(&w->blk->v, q->index);
+		q->pushed = false;
+	}
+}
+
+static void doorbells(struct blk_worker *w, bool on)
+{
+	for (unsigned i = 0; i < w->n_queues; i++)
+		if (w->queue[i]->q->s.enabled)
+			queue_notifications(w->queue[i]->q, on);
+}
+
+static bool is_idle(struct blk_worker *w)
+{
+	for (unsigned i = 0; i < w->n_queues; i++)
+		if (has_work(w, w->queue[i]))
+			return false;
+	return true;
+}
+
+/* --- waiting */
+
+enum { POLL_CHANNEL = 2, POLL_MAX = POLL_CHANNEL + 1 + BLK_QUEUES_MAX };
+
+struct waiting {
+	struct pollfd fd[POLL_MAX];
+	int n_channel, n, timeout;
+};
+
+static void gather(struct blk_worker *w, struct waiting *p, bool queues)
+{
+	p->n = p->n_channel = disk_poll(w->channel, p->fd, &p->timeout);
+	p->fd[p->n++] = (struct pollfd){ .fd = w->control, .events = POLLIN };
+	for (unsigned i = 0; queues && i < w->n_queues; i++)
+		p->fd[p->n++] = (struct pollfd){ .fd = w->queue[i]->doorbell, .events = POLLIN };
+}
+
+/* Looks at queues and descriptors without sleeping.  True: something came. */
+static bool spin(struct blk_worker *w, struct waiting *p)
+{
+	int64_t end;
+
+	if (!w->spin_us || !disk_in_flight(w->channel) || disk_in_flight(w->channel) > 2)
+		return false;
+	end = now_us() + w->spin_us;
+	do {
+		if (!is_idle(w) || poll(p->fd, p->n, 0) > 0) {
+			w->spin_us = min_u64(w->spin_us + 2, SPIN_US_MAX);
+			return true;
+		}
+	} while (now_us() < end);
+	w->spin_us /= 2;
+	return false;
+}
+
+static void sleep_until(struct blk_worker *w, struct waiting *p)
+{
+	if (p->timeout == 0 || spin(w, p)) {
+		poll(p->fd, p->n, 0);
+		return;
+	}
+	doorbells(w, true);
+	poll(p->fd, p->n, is_idle(w) ? p->timeout : 0);
+	doorbells(w, false);
+}
+
+static void after(struct blk_worker *w, struct waiting *p)
+{
+	for (int i = p->n_channel; i < p->n; i++)
+		if (p->fd[i].revents)
+			drain(p->fd[i].fd);
+	disk_work(w->channel, p->fd, p->n_channel);
+}
+
+/* --- states */
+
+static enum worker_state wanted(struct blk_worker *w)
+{
+	return __atomic_load_n(&w->wanted, __ATOMIC_ACQUIRE);
+}
+
+static void enter(struct blk_worker *w, enum worker_state s)
+{
+	pthread_mutex_lock(&w->blk->lock);
+	w->is = s;
+	pthread_cond_broadcast(&w->blk->changed);
+	pthread_mutex_unlock(&w->blk->lock);
+}
+
+static void run(struct blk_worker *w)
+{
+	struct waiting p;
+
+	enter(w, WORKER_RUNS);
+	w->spin_us = SPIN_US_START;
+	doorbells(w, false);
+	while (wanted(w) == WORKER_RUNS) {
+		if (take_all(w))
+			disk_work(w->channel, NULL, 0);
+		interrupt(w);
+		gather(w, &p, true);
+		sleep_until(w, &p);
+		after(w, &p);
+		interrupt(w);
+	}
+}
+
+/* The requests under way are the old driver's: a moment for the server, then none of them
+ * exists any more. */
+static void finish(struct blk_worker *w)
+{
+	int64_t end = now_us() + BLK_DRAIN_MS * 1000;
+	struct waiting p;
+
+	while (disk_in_flight(w->channel) && disk_is_connected(w->channel) && now_us() < end) {
+		gather(w, &p, false);
+		poll(p.fd, p.n, p.timeout < 0 || p.timeout > 50 ? 50 : p.timeout);
+		after(w, &p);
+	}
+	if (disk_in_flight(w->channel))
+		disk_abandon(w->channel);
+}
+
+static void park(struct blk_worker *w)
+{
+	struct waiting p;
+
+	finish(w);
+	enter(w, WORKER_PARKED);
+	while (wanted(w) == WORKER_PARKED) {
+		gather(w, &p, false);
+		poll(p.fd, p.n, p.timeout);
+		after(w, &p);
+	}
+}
+
+static void *work(void *arg)
+{
+	struct blk_worker *w = arg;
+
+	for (;;) {
+		switch (wanted(w)) {
+		case WORKER_PARKED:
+			park(w);
+			break;
+		case WORKER_RUNS:
+			run(w);
+			break;
+		case WORKER_ENDS:
+			finish(w);
+			enter(w, WORKER_ENDS);
+			return NULL;
+		}
+	}
+}
+
+/* The thread takes no signals: those are the main loop's. */
+int blk_worker_start(struct blk_worker *w, struct error *err)
+{
+	sigset_t all, old;
+	int rc;
+
+	w->chain.iov = w->iov;
+	w->wanted = w->is = WORKER_PARKED;
+	w->control = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (w->control < 0)
+		return error_errno(err, -errno, "eventfd");
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	rc = pthread_create(&w->thread, NULL, work, w);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (rc)
+		return error_errno(err, -rc, "thread");
+	w->started = true;
+	return 0;
+}
+
+void blk_worker_want(struct blk_worker *w, enum worker_state s)
+{
+	uint64_t one = 1;
+
+	__atomic_store_n(&w->wanted, s, __ATOMIC_RELEASE);
+	while (write(w->control, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+void blk_worker_wait(struct blk_worker *w, enum worker_state s)
+{
+	pthread_mutex_lock(&w->blk->lock);
+	while (w->is != s)
+		pthread_cond_wait(&w->blk->changed, &w->blk->lock);
+	pthread_mutex_unlock(&w->blk->lock);
+}
