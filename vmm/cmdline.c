@@ -80,6 +80,18 @@ static void take_append(struct cmdline *c, const char *text)
 	c->machine.cmdline = text;
 }
 
+static void list_add(const char *option, struct cmdline_list *l, const char *text)
+{
+	if (l->n == CMDLINE_LIST_MAX)
+		refuse(option, "given too often");
+	l->text[l->n++] = text;
+}
+
+static void take_disk(struct cmdline *c, const char *text)
+{
+	list_add("--disk", &c->disks, text);
+}
+
 static void take_serial(struct cmdline *c, const char *text)
 {
 	c->serial = text;
@@ -141,6 +153,8 @@ static const struct option_def options[] = {
 	{ "initrd", 'i', "FILE", "the kernel's initrd", take_initrd },
 	{ "append", 'a', "TEXT", "the kernel's command line", take_append },
 	{ .help = "Devices:" },
+	{ "disk", 'd', "URI[,KEY=VALUE...]",
+	  "a disk: NBD URI, id, serial, read-only, queues, queue-size, reconnect-delay", take_disk },
 	{ "serial", 0, "stdio|none|file:PATH|unix:PATH",
 	  "where the serial line goes; default stdio", take_serial },
 	{ "console", 0, "unix:PATH", "a virtio console (hvc0) for the client of this socket",

@@ -18,6 +18,7 @@ struct cmdline_list {
 
 struct cmdline {
 	struct machine_config machine;
+	struct cmdline_list disks;
 	const char *serial;
 	const char *qmp, *merinod_qmp;	/* paths of sockets; NULL: none */
 	const char *console, *agent;

@@ -15,6 +15,7 @@
 #include "vmm/cmdline.h"
 #include "vmm/console.h"
 #include "vmm/control.h"
+#include "vmm/disks.h"
 #include "vmm/serial.h"
 #include "vmm/vcpu.h"
 #include "vmm/virtio-net.h"
@@ -22,6 +23,7 @@
 static struct cmdline cmdline;
 static struct machine machine;
 static struct virtio_net *net[CMDLINE_NETS_MAX];
+static struct disks disks;
 static struct loop *loop;
 static struct control *control;
 static struct console *console;
@@ -90,11 +92,19 @@ static pid_t thread_id(unsigned cpu)
 	return machine.vcpu[cpu].tid;
 }
 
+static int add_disks(struct error *err)
+{
+	int rc = disks_parse(&disks, &cmdline.disks, err);
+
+	return rc ? rc : disks_add(&disks, &machine, err);
+}
+
 static int add_sockets(struct error *err)
 {
 	const struct console_config ports = { .terminal = cmdline.console, .agent = cmdline.agent };
 	const struct control_config config = {
 		.machine = &machine, .path = cmdline.qmp, .merinod = cmdline.merinod_qmp,
+		.disks = disks.names, .n_disks = disks.n,
 		.quit = finish, .thread_id = thread_id,
 	};
 	int rc = control_start(&config, &control, err);
@@ -120,6 +130,8 @@ static int build(struct error *err)
 	machine.event = event_came;
 	if (!rc)
 		rc = serial_start(&machine, cmdline.serial, err);
+	if (!rc)
+		rc = add_disks(err);
 	if (!rc)
 		rc = add_sockets(err);
 	if (!rc)
@@ -151,6 +163,7 @@ static void end(void)
 	machine_pause(&machine);
 	for (unsigned i = 0; i < CMDLINE_NETS_MAX; i++)
 		virtio_net_end(net[i]);
+	disks_end(&disks);
 	serial_end(&machine);
 	machine_end(&machine);
 }
