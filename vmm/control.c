@@ -221,6 +221,7 @@ static void client_run(void *arg)
 	co_start(client_write, c);
 	client_read(c);
 	forward_end(c->forward);
+	c->forward = NULL;
 	c->closing = true;
 	co_queue_wake_all(&c->writer);
 	/* It said its last word, and has to take ours. */
