@@ -44,7 +44,8 @@ static uint64_t finest(const struct epochs *e, int i)
 	return g;
 }
 
-/* Where the storage cannot keep bitmaps, the checkpoint lives as long as the node. */
+/* It records from the instant on: so it is empty then, and nothing is to be cleared.
+ * Where the storage cannot keep bitmaps, the checkpoint lives as long as the node. */
 static int add_epoch(struct checkpoint_disk *d, const struct epochs *e, struct error *err)
 {
 	uint64_t g = finest(e, epochs_newest(e));
@@ -52,12 +53,12 @@ static int add_epoch(struct checkpoint_disk *d, const struct epochs *e, struct e
 	int rc;
 
 	label_format(&d->label, name);
-	rc = bitmap_add(d->node, name, g, true, false, &d->epoch, err);
+	rc = bitmap_add(d->node, name, g, true, true, &d->epoch, err);
 	d->persistent = !rc;
 	if (rc != -ENOTSUP && rc != -EROFS)
 		return rc;
 	*err = (struct error)ERROR_INIT;
-	return bitmap_add(d->node, name, g, false, false, &d->epoch, err);
+	return bitmap_add(d->node, name, g, false, true, &d->epoch, err);
 }
 
 /* The bitmap of what changed since; or the reason why the disk is full. */
@@ -143,6 +144,8 @@ int checkpoint_disk_begin(struct checkpoint_disk *d, const struct checkpoint_req
 	o.bitmap = d->changes;
 	if (!rc)
 		rc = bitmap_clear(d->epoch, err);
+	if (!rc)
+		rc = bitmap_set_enabled(d->epoch, true, err);
 	if (!rc)
 		rc = view_node_begin(d->view, &o, err);
 	if (rc)

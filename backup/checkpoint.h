@@ -125,8 +125,8 @@ struct checkpoint_disk {
 	char reason[512];	/* why it is full, when SINCE was asked for; "" */
 };
 
-/* All that takes time, with the gates open: a new epoch that records, the view's node, the
- * union of the epochs so far.  On failure nothing is left but what drop takes. */
+/* All that takes time, with the gates open: a new epoch, the view's node, the union of the
+ * epochs so far.  On failure nothing is left but what drop takes. */
 int checkpoint_disk_prepare(struct checkpoint_disk *d, const struct checkpoint_request *r,
 			    struct error *err);
 /* The instant; the gates above the node are closed. */

@@ -42,7 +42,11 @@ void bitmap_free(struct bitmap *b);
  * table) says so; its bits are freed. */
 void bitmap_set_inconsistent(struct bitmap *b);
 
+/* Of a new bitmap of N; GRANULARITY 0: the default.  0: there cannot be one. */
+uint64_t bitmap_mapped_bytes(const struct node *n, uint64_t granularity);
+
 /* bitmap-range.c: memory.  0 or -ENOMEM. */
+uint64_t bitmap_map_len(uint64_t size, unsigned granularity_bits);
 int bitmap_alloc_bits(struct bitmap *b);
 void bitmap_free_bits(struct bitmap *b);
 void bitmap_zero_bits(struct bitmap *b);

@@ -26,7 +26,7 @@
 #define PAGE 4096u
 
 /* Whole pages, and at least one: an empty node's bitmap is an array too. */
-static uint64_t map_len(uint64_t size, unsigned granularity_bits)
+uint64_t bitmap_map_len(uint64_t size, unsigned granularity_bits)
 {
 	return max_u64(align_up(bitmap_data_bytes(size, granularity_bits), PAGE), PAGE);
 }
@@ -46,7 +46,7 @@ static void *map_zeroes(uint64_t len)
 
 int bitmap_alloc_bits(struct bitmap *b)
 {
-	uint64_t len = map_len(b->size, b->granularity_bits);
+	uint64_t len = bitmap_map_len(b->size, b->granularity_bits);
 
 	b->bits = map_zeroes(len);
 	if (!b->bits)
@@ -93,7 +93,7 @@ static bool counts_growth(const struct bitmap *b)
 int bitmap_resize(struct bitmap *b, uint64_t size)
 {
 	uint64_t old = b->size;
-	uint64_t len = map_len(size, b->granularity_bits);
+	uint64_t len = bitmap_map_len(size, b->granularity_bits);
 	uint64_t granules = DIV_ROUND_UP(size, bitmap_granularity(b));
 	void *p;
 

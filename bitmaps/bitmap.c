@@ -28,6 +28,18 @@ static uint64_t default_granularity(const struct node *n)
 	return max_u64(GRANULARITY_DEFAULT_MIN, min_u64(g, GRANULARITY_DEFAULT));
 }
 
+uint64_t bitmap_mapped_bytes(const struct node *n, uint64_t granularity)
+{
+	unsigned bits;
+
+	if (!granularity)
+		granularity = default_granularity(n);
+	if (!is_pow2(granularity) || granularity < BITMAP_GRANULARITY_MIN || granularity > BITMAP_GRANULARITY_MAX)
+		return 0;
+	bits = (unsigned)__builtin_ctzll(granularity);
+	return bitmap_data_bytes(n->size, bits) > BITMAP_BYTES_MAX ? 0 : bitmap_map_len(n->size, bits);
+}
+
 static struct bitmap *lookup(const struct node *n, const char *name)
 {
 	for (struct bitmap *b = n->bitmaps; b; b = b->next)

@@ -146,9 +146,13 @@ void bitmaps_will_shrink(struct node *n, uint64_t size);
  * as a whole or not at all. */
 void bitmaps_hold(struct node *n);
 void bitmaps_release(struct node *n);
-/* Before the gates close: what the first persistent bitmap of N needs is made, so that
- * bitmap_add() finds it there.  May suspend. */
-void bitmaps_expect(struct node *n);
+/* Before the gates close: what a persistent bitmap of N, and the first one, needs is made, so
+ * that bitmap_add() finds it there and waits for nothing.  May suspend. */
+void bitmaps_expect(struct node *n, uint64_t granularity);
+/* The same for bitmap_clear(). */
+void bitmaps_expect_clear(struct node *n, const char *name);
+/* What was made and not used is given back. */
+void bitmaps_expect_end(struct node *n);
 
 /* QEMU's BlockDirtyInfo of each bitmap of N as a JSON array (NULL when none),
  * and Qcow2BitmapInfo of the stored ones (reads storage: may suspend; NULL when

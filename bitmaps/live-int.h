@@ -41,12 +41,15 @@ struct live_regions {
 	struct io_beside file;
 	unsigned bits;			/* log2 of a region's bytes */
 	uint64_t hot[REGIONS_MAX / 64];	/* safe, and written to since the last sweep */
-	uint64_t warm[REGIONS_MAX / 64];	/* what was hot at the last sweep */
+	uint8_t idle[REGIONS_MAX];	/* sweeps since the last write */
 	uint64_t want[REGIONS_MAX / 64];	/* what the next write of the marks has */
 	uint64_t dropping[REGIONS_MAX / 64];	/* will not be wanted after the sync under way */
 	uint64_t durable[REGIONS_MAX / 64];	/* what storage has for sure */
 	uint8_t *block;			/* REGIONS_BYTES, aligned: the file's contents */
-	unsigned writes;		/* of the marks, since the last sweep */
+	unsigned level;			/* log2 of the regions that come and go together */
+	unsigned writes;		/* of the marks, for guests, since the last sweep */
+	unsigned calm, patience;	/* sweeps without many; how many of these lower the level */
+	bool lowered;			/* since it was raised */
 	bool writing;
 	struct co_queue waiters;	/* for the write under way */
 };
@@ -55,6 +58,12 @@ struct live_regions {
 struct live_free {
 	struct live_free *next;
 	uint64_t off, len, seq;
+};
+
+/* An empty area that is there for who needs one with the gates closed. */
+struct live_spare {
+	struct live_spare *next;
+	uint64_t off, len, *bits;
 };
 
 struct live {
@@ -72,6 +81,7 @@ struct live {
 	unsigned slot;			/* where the next durable one goes: 0 or 1 */
 	struct live_table_head closing;	/* what a table says beside its entries */
 	struct live_free *free;
+	struct live_spare *spares;
 	unsigned held;
 	bool stamped;			/* since the last sync */
 	bool changed;			/* while it is held */
@@ -79,8 +89,9 @@ struct live {
 	struct co_mutex syncing;
 	struct live_regions *regions;
 	struct loop_timer timer;
+	unsigned marking;		/* guests' writes that look at the regions, or wait for them */
 	bool sweeping, leaving;
-	struct co_queue swept;
+	struct co_queue swept;		/* waits for the end of both */
 };
 
 /* live-table.c */
@@ -96,7 +107,8 @@ int live_table_parse(const uint8_t *p, const struct live_table_head *h, uint64_t
 uint32_t live_crc(const void *p, size_t len);
 
 /* live-regions.c */
-int regions_start(struct live *l, struct live_regions **out);
+/* ALL: everything is marked at first. */
+int regions_start(struct live *l, bool all, struct live_regions **out);
 void regions_end(struct live_regions *r, bool remove);
 int regions_read(struct io_file *image, const char *dir, const uint8_t *session,
 		 struct live_marks *m, const char **why);

@@ -2,8 +2,8 @@
 /* live-regions: which regions of a disk were written since the bits were last made durable.
  *
  * A region is marked durably before its first write; writes that come meanwhile share the
- * next write of the marks.  A region that had no write between three sweeps is un-marked: its
- * bits are made durable first (live_sync()), then the marks are written without it.
+ * next write of the marks.  A region that had no write for live_keep sweeps is un-marked: its bits
+ * are made durable first (live_sync()), then the marks are written without it.
  *
  *	want       what the next write of the marks has
  *	durable    what storage has for sure, also while a write is under way
@@ -13,9 +13,12 @@
  * A writer sets its bits and only then looks at the marks, without a suspend between:  so when
  * it finds its region marked, a sync that lets the region go begins later and has the bits.
  *
- * Each write of the marks costs a guest's write its time.  So the more there were since the last
- * sweep, the more neighbours are marked as well: who writes all over a disk pays for some thirty of
- * them, not for thousands.  What was marked in vain goes with the sweeps.
+ * Each write of the marks costs a guest's write its time.  So regions come and go in groups of
+ * 2^level neighbours: marked together, and un-marked when none of them had a write.  Many
+ * writes of the marks between two sweeps make the groups larger, few make them smaller.  Who
+ * writes all over a disk pays some thirty of them at first and then a few in a minute, however
+ * seldom he comes by the same place.  A level that turned out too low is tried again later and
+ * later.
  *
  * The marks are one sector: a write of them is there as a whole or not at all.
  */
@@ -29,6 +32,13 @@
 #include "common/log.h"
 
 #define WORDS (REGIONS_MAX / 64)
+#define MANY 8u				/* writes of the marks that make groups larger … */
+#define STEP 3u				/* … by this much */
+#define LEVEL_MAX 9u			/* eight groups */
+#define PATIENCE_MIN 2u			/* sweeps */
+#define PATIENCE_MAX 128u
+
+unsigned live_keep = 6;
 
 static unsigned region_bits_for(uint64_t size)
 {
@@ -65,7 +75,7 @@ static int make_file(struct live *l, struct live_regions *r, struct io_beside *f
 	return rc;
 }
 
-int regions_start(struct live *l, struct live_regions **out)
+int regions_start(struct live *l, bool all, struct live_regions **out)
 {
 	struct live_regions *r = calloc(1, sizeof(*r));
 	int rc = -ENOMEM;
@@ -75,8 +85,11 @@ int regions_start(struct live *l, struct live_regions **out)
 	if (r && r->block) {
 		memset(r->block, 0, REGIONS_BYTES);
 		r->bits = region_bits_for(l->node->size);
+		r->patience = PATIENCE_MIN;
+		memset(r->want, all ? 0xff : 0, sizeof(r->want));
 		put_head(r, l->session);
 		rc = make_file(l, r, &r->file);
+		memcpy(r->durable, r->want, sizeof(r->durable));
 	}
 	if (rc) {
 		free(r ? r->block : NULL);
@@ -131,7 +144,6 @@ static int write_marks(struct live_regions *r)
 	int rc;
 
 	r->writing = true;
-	r->writes++;
 	memcpy(now, r->want, sizeof(now));
 	for (unsigned i = 0; i < WORDS; i++)
 		r->durable[i] &= now[i];
@@ -145,10 +157,41 @@ static int write_marks(struct live_regions *r)
 	return rc;
 }
 
-/* How many neighbours are marked at once. */
+/* How many neighbours there are to a group. */
 static uint64_t group(const struct live_regions *r)
 {
-	return r->writes < 8 ? 1 : r->writes < 16 ? 16 : r->writes < 24 ? 128 : 512;
+	return 1ull << r->level;
+}
+
+/* A guest's write is about to wait for the marks. */
+static void count_write(struct live_regions *r)
+{
+	r->writes++;
+	if (r->writes % MANY || r->level == LEVEL_MAX)
+		return;
+	r->level += STEP;
+	if (r->level > LEVEL_MAX)
+		r->level = LEVEL_MAX;
+	if (r->lowered && r->patience < PATIENCE_MAX)
+		r->patience *= 2;
+	r->lowered = false;
+	r->calm = 0;
+}
+
+/* At a sweep.  One write of the marks now and then is what a guest does not notice. */
+static void adapt(struct live_regions *r)
+{
+	r->calm = r->writes > 1 ? 0 : r->calm + 1;
+	r->writes = 0;
+	if (r->calm < r->patience)
+		return;
+	r->calm = 0;
+	if (r->level) {
+		r->level--;
+		r->lowered = true;
+	} else {
+		r->patience = PATIENCE_MIN;
+	}
 }
 
 static bool all_durable(const struct live_regions *r, uint64_t first, uint64_t last)
@@ -175,7 +218,7 @@ static int regrow(struct live *l)
 	memset(r->want, 0, sizeof(r->want));
 	memset(r->durable, 0, sizeof(r->durable));
 	memset(r->hot, 0, sizeof(r->hot));
-	memset(r->warm, 0, sizeof(r->warm));
+	memset(r->idle, 0, sizeof(r->idle));
 	memset(r->dropping, 0, sizeof(r->dropping));
 	for (uint64_t i = 0; i < REGIONS_MAX; i++)
 		if (bits_test(old, i))
@@ -194,7 +237,7 @@ static int regrow(struct live *l)
 	return rc;
 }
 
-static void mark_slow(struct live *l, uint64_t off, uint64_t len)
+static void mark_slowly(struct live *l, uint64_t off, uint64_t len)
 {
 	struct live_regions *r = l->regions;
 	uint64_t first, last;
@@ -215,10 +258,12 @@ static void mark_slow(struct live *l, uint64_t off, uint64_t len)
 		if (all_durable(r, first, last))
 			break;
 		bits_set(r->want, align_down(first, group(r)), align_up(last + 1, group(r)) - 1);
-		if (r->writing)
+		if (r->writing) {
 			co_queue_wait(&r->waiters);
-		else
+		} else {
+			count_write(r);
 			rc = write_marks(r);
+		}
 	}
 	if (rc && !l->failed)
 		live_fail(l, rc);
@@ -226,6 +271,17 @@ static void mark_slow(struct live *l, uint64_t off, uint64_t len)
 		return;
 	bits_set(r->hot, first, last);
 	live_arm(l);
+}
+
+/* Nobody ends L meanwhile. */
+static void mark_slow(struct live *l, uint64_t off, uint64_t len)
+{
+	l->marking++;
+	mark_slowly(l, off, len);
+	if (--l->marking)
+		return;
+	while (l->swept.head)
+		co_queue_wake_one(&l->swept);
 }
 
 void live_mark(struct node *n, uint64_t off, uint64_t len)
@@ -251,17 +307,39 @@ bool regions_any(const struct live_regions *r)
 	return false;
 }
 
+static void grow_older(struct live_regions *r)
+{
+	for (unsigned i = 0; i < REGIONS_MAX; i++) {
+		if (bits_test(r->hot, i) || !bits_test(r->want, i))
+			r->idle[i] = 0;
+		else if (r->idle[i] < live_keep)
+			r->idle[i]++;
+	}
+	memset(r->hot, 0, sizeof(r->hot));
+}
+
+/* The group of regions from FIRST on: all that are marked had no write for long. */
+static bool is_cold(const struct live_regions *r, uint64_t first)
+{
+	for (uint64_t i = first; i < first + group(r); i++)
+		if (bits_test(r->want, i) && r->idle[i] < live_keep)
+			return false;
+	return true;
+}
+
 bool regions_begin_drop(struct live_regions *r)
 {
 	bool any = false;
 
+	grow_older(r);
+	adapt(r);
+	for (uint64_t i = 0; i < REGIONS_MAX; i += group(r))
+		if (is_cold(r, i))
+			bits_set(r->dropping, i, i + group(r) - 1);
 	for (unsigned i = 0; i < WORDS; i++) {
-		r->dropping[i] = r->want[i] & ~r->hot[i] & ~r->warm[i];
+		r->dropping[i] &= r->want[i];
 		any = any || r->dropping[i];
-		r->warm[i] = r->hot[i];
-		r->hot[i] = 0;
 	}
-	r->writes = 0;
 	return any;
 }
 

@@ -96,7 +96,7 @@ static void put_free(struct live *l, uint64_t off, uint64_t len)
 }
 
 /* An empty area of LEN bytes, mapped.  May suspend. */
-static int new_area(struct live *l, uint64_t len, uint64_t *off, uint64_t **bits)
+static int make_area(struct live *l, uint64_t len, uint64_t *off, uint64_t **bits)
 {
 	struct io_beside file = { .f = io_file_ref(l->file.f) };	/* live_fail() may come */
 	int rc;
@@ -117,6 +117,59 @@ static int new_area(struct live *l, uint64_t len, uint64_t *off, uint64_t **bits
 	}
 	io_file_unref(file.f);
 	return rc;
+}
+
+/* The same, at once where one was reserved. */
+static int new_area(struct live *l, uint64_t len, uint64_t *off, uint64_t **bits)
+{
+	for (struct live_spare **p = &l->spares; *p; p = &(*p)->next) {
+		struct live_spare *s = *p;
+
+		if (s->len != len)
+			continue;
+		*p = s->next;
+		*off = s->off;
+		*bits = s->bits;
+		free(s);
+		return 0;
+	}
+	return make_area(l, len, off, bits);
+}
+
+/* Where it fails, who needs one tries again and says so. */
+void live_reserve(struct node *n, uint64_t len)
+{
+	struct live *l = n->live;
+	struct live_spare *s = live_is_on(n) && l->mem ? calloc(1, sizeof(*s)) : NULL;
+
+	if (!s)
+		return;
+	s->len = len;
+	if (make_area(l, len, &s->off, &s->bits)) {
+		free(s);
+		return;
+	}
+	s->next = l->spares;
+	l->spares = s;
+}
+
+static void drop_spares(struct live *l)
+{
+	while (l->spares) {
+		struct live_spare *s = l->spares;
+
+		l->spares = s->next;
+		io_beside_unmap(l->node->io, s->bits, s->len);
+		if (!l->failed)
+			put_free(l, s->off, s->len);
+		free(s);
+	}
+}
+
+void live_unreserve(struct node *n)
+{
+	if (n->live)
+		drop_spares(n->live);
 }
 
 static void copy_bits(uint64_t *to, const struct bitmap *b)
@@ -193,8 +246,8 @@ void live_stamp(struct node *n)
 {
 	struct live *l = n->live;
 
-	if (!l || l->failed || l->kind == LIVE_QCOW2)
-		return;
+	if (!l || !l->mem || l->failed || l->kind == LIVE_QCOW2)
+		return;			/* no memory: it is being made */
 	stamp(l);
 	if (!l->timer.armed)
 		live_arm(l);		/* to have it synced */
@@ -214,7 +267,7 @@ void live_changed(struct node *n)
 {
 	struct live *l = n->live;
 
-	if (!live_is_on(n))
+	if (!live_is_on(n) || !l->mem)
 		return;
 	if (l->held)
 		l->changed = true;
@@ -234,7 +287,7 @@ void live_release(struct node *n)
 
 	if (!l || !l->held || --l->held)
 		return;
-	if (l->changed && !l->failed)
+	if (l->changed && l->mem && !l->failed)
 		write_mapped(l);
 }
 
@@ -361,6 +414,7 @@ void live_fail(struct live *l, int rc)
 	for (struct bitmap *b = n->bitmaps; b; b = b->next)
 		if (b->live)
 			leave_file(b);
+	drop_spares(l);
 	/* Whichever of these works. */
 	regions_mark_all(l->regions);
 	io_beside_end(&l->file, true);
@@ -464,15 +518,20 @@ void live_arm(struct live *l)
 		loop_timer_set(&l->timer, loop_now() + SWEEP_NS, time_to_sweep);
 }
 
+/* Nobody waits for the file any more.  Guests may go on. */
 static void quiet(struct live *l)
 {
 	l->leaving = true;
 	if (l->timer.armed)
 		loop_timer_cancel(&l->timer);
-	while (l->sweeping)
-		co_queue_wait(&l->swept);
-	co_mutex_lock(&l->syncing);
-	co_mutex_unlock(&l->syncing);
+	while (l->sweeping || l->marking || l->syncing.held) {
+		if (l->sweeping || l->marking) {
+			co_queue_wait(&l->swept);
+		} else {
+			co_mutex_lock(&l->syncing);
+			co_mutex_unlock(&l->syncing);
+		}
+	}
 }
 
 void live_leave(struct node *n)
@@ -541,7 +600,7 @@ static int write_head(struct live *l)
 	return 0;
 }
 
-static int make(struct live *l, const char *dir)
+static int make(struct live *l, const char *dir, bool in_use)
 {
 	int rc;
 
@@ -563,15 +622,18 @@ static int make(struct live *l, const char *dir)
 	if (!rc)
 		rc = io_beside_keep(&l->file);
 	if (!rc)
-		rc = regions_start(l, &l->regions);
+		rc = regions_start(l, in_use, &l->regions);
 	/* Writes that came meanwhile found nothing to mark. */
 	return rc ? rc : io_fsync(l->file.f);
 }
 
+/* First of all it is nobody's: guests may go on. */
 static void free_live(struct live *l, bool remove)
 {
 	struct node *n = l->node;
 
+	n->live = NULL;
+	drop_spares(l);
 	if (l->regions)
 		regions_end(l->regions, remove);
 	io_beside_end(&l->file, remove);
@@ -586,7 +648,6 @@ static void free_live(struct live *l, bool remove)
 	io_file_unref(l->image);
 	free(l->dir);
 	free(l);
-	n->live = NULL;
 }
 
 void live_give_up(struct node *n)
@@ -601,7 +662,7 @@ void live_give_up(struct node *n)
 }
 
 int live_start(struct node *n, struct io_file *image, const char *dir, enum live_kind kind,
-	       const uint8_t *session, struct error *err)
+	       const uint8_t *session, bool in_use, struct error *err)
 {
 	struct live *l = calloc(1, sizeof(*l));
 	int rc;
@@ -616,9 +677,11 @@ int live_start(struct node *n, struct io_file *image, const char *dir, enum live
 	l->table_bytes = live_table_bytes;
 	memcpy(l->session, session, LIVE_SESSION);
 	n->live = l;
-	rc = make(l, dir);
-	if (!rc)
+	rc = make(l, dir, in_use);
+	if (!rc) {
+		live_arm(l);
 		return 0;
+	}
 	live_give_up(n);
 	return error_errno(err, rc, "Could not make the file of the bitmaps");
 }

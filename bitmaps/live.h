@@ -129,10 +129,11 @@ void live_found_end(struct live_found *f);	/* closes it; one of zeroes is fine *
 /* --- the file of the open image: node->live -------------------------------------------- */
 
 /* Makes the file, with all persistent bitmaps of N, durably, in the place of an older one.
- * SESSION (LIVE_SESSION bytes) binds it to what the caller writes into the image.  On
+ * SESSION (LIVE_SESSION bytes) binds it to what the caller writes into the image.  IN_USE:
+ * guests may be writing, so all regions are marked at first and none of them waits.  On
  * failure N has none, and the bits are in memory. */
 int live_start(struct node *n, struct io_file *image, const char *dir, enum live_kind kind,
-	       const uint8_t *session, struct error *err);
+	       const uint8_t *session, bool in_use, struct error *err);
 /* Ends it.  REMOVE: the bits are elsewhere; else the next process finds them.  Bitmaps keep
  * their bits.  None is fine. */
 void live_end(struct node *n, bool remove);
@@ -152,6 +153,11 @@ bool live_is_on(const struct node *n);
 bool live_has(const struct bitmap *b);
 const uint8_t *live_session(const struct node *n);
 
+/* With the gates open: an empty area of LEN bytes is made, so that live_add() or live_clear()
+ * of a bitmap with as many finds it and does not suspend.  What is left goes with
+ * live_unreserve().  Without a file: nothing. */
+void live_reserve(struct node *n, uint64_t len);
+void live_unreserve(struct node *n);
 /* B's bits go into the file (0), or stay in memory (-errno, with a warning).  May suspend. */
 int live_add(struct bitmap *b);
 /* B's bits go out of it, into nothing: the bitmap is about to be freed, or inconsistent. */
@@ -183,6 +189,7 @@ void live_moved(struct node *n);
 void live_mark(struct node *n, uint64_t off, uint64_t len);
 
 extern uint32_t live_table_bytes;	/* tests have small ones */
+extern unsigned live_keep;		/* sweeps, of 5 s, that a region without a write stays marked */
 /* For tests that prove that a wrong order is noticed; 0 otherwise.  1: regions are un-marked
  * before the bits are durable.  2: regions are not marked.  3: a bitmap is cleared where
  * it is, and areas are used again at once.  4: a durable table is written before the bits. */

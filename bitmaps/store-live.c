@@ -107,8 +107,8 @@ static bool any_to_protect(const struct node *n)
 	return false;
 }
 
-/* KEEP: the header names SESSION already. */
-static int start(struct node *n, uint8_t *session, bool keep, struct error *why)
+/* KEEP: the header names SESSION already.  IN_USE: see live_start(). */
+static int start(struct node *n, uint8_t *session, bool keep, bool in_use, struct error *why)
 {
 	const char *dir;
 	struct io_file *image = qcow2_live_place(n, &dir);
@@ -119,7 +119,7 @@ static int start(struct node *n, uint8_t *session, bool keep, struct error *why)
 	rc = keep ? 0 : live_new_session(session);
 	if (rc)
 		return error_errno(why, rc, "Could not make a session");
-	rc = live_start(n, image, dir, LIVE_QCOW2, session, why);
+	rc = live_start(n, image, dir, LIVE_QCOW2, session, in_use, why);
 	if (!rc && !keep)
 		rc = qcow2_live_set(n, session, why);
 	if (rc)
@@ -140,7 +140,7 @@ int store_begin_live(struct node *n, struct live_found *f, struct error *err)
 	bool named = qcow2_live_get(n, session);
 
 	if (any_to_protect(n)) {
-		if (!start(n, session, named && f->file.f, &why))
+		if (!start(n, session, named && f->file.f, false, &why))
 			return 0;
 		tell(n, &why);
 	}
@@ -148,14 +148,31 @@ int store_begin_live(struct node *n, struct live_found *f, struct error *err)
 	return named ? qcow2_live_set(n, NULL, err) : 0;
 }
 
-void bitmaps_expect(struct node *n)
+void bitmaps_expect(struct node *n, uint64_t granularity)
 {
 	uint8_t session[LIVE_SESSION];
+	uint64_t len;
 
 	if (store_is_raw(n) && !n->read_only)
 		store_raw_expect(n, NULL);	/* who adds the bitmap is told */
 	else if (!n->live && node_is_qcow2(n) && !n->read_only)
-		start(n, session, false, NULL);
+		start(n, session, false, true, NULL);
+	len = bitmap_mapped_bytes(n, granularity);
+	if (len && n->live)
+		live_reserve(n, len);
+}
+
+void bitmaps_expect_clear(struct node *n, const char *name)
+{
+	struct bitmap *b = bitmap_find(n, name, NULL);
+
+	if (b && live_has(b))
+		live_reserve(n, b->bits_len);
+}
+
+void bitmaps_expect_end(struct node *n)
+{
+	live_unreserve(n);
 }
 
 void store_protect(struct bitmap *b)
@@ -165,6 +182,6 @@ void store_protect(struct bitmap *b)
 
 	if (b->node->live)
 		live_add(b);
-	else if (start(b->node, session, false, &why))
+	else if (start(b->node, session, false, true, &why))
 		tell(b->node, &why);
 }

@@ -195,7 +195,7 @@ static int begin(struct node *n, const struct live_found *old, struct error *err
 
 	if (rc)
 		return error_errno(err, rc, "Could not make a session");
-	return live_start(n, storage(n), n->sidecar.dir, kind_of(n), session, err);
+	return live_start(n, storage(n), n->sidecar.dir, kind_of(n), session, !old, err);
 }
 
 static const char *load_bits(struct node *n, struct live_found *f, uint32_t i, uint64_t *budget,

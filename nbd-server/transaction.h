@@ -58,6 +58,7 @@ struct action {
 	struct bitmap *bitmap;		/* what apply changed */
 	struct bitmap_backup *backup;	/* its bits before */
 	bool was_enabled;
+	bool expects;			/* an area was reserved for it */
 	bool first;			/* nothing in the transaction comes before it */
 	/* transaction.c's: */
 	bool prepared, applied, committed;

@@ -49,23 +49,53 @@ static int merge_prepare(struct action *a, struct error *err)
 	return rc;
 }
 
+static void expect_end_on_loop(void *arg)
+{
+	bitmaps_expect_end(arg);
+}
+
 static void bitmap_clean(struct action *a, bool done)
 {
 	bitmap_backup_free(a->backup);
+	if (a->expects)
+		loop_call(a->node->loop, expect_end_on_loop, a->node);
 }
 
-/* What the first persistent bitmap of a disk needs is made while guests go on. */
+/* What a persistent bitmap needs is made while guests go on. */
 static void expect_on_loop(void *arg)
 {
-	bitmaps_expect(arg);
+	struct action *a = arg;
+	struct json_object *v;
+	int64_t granularity = json_object_object_get_ex(a->data, "granularity", &v) ? json_object_get_int64(v) : 0;
+
+	if (granularity >= 0)
+		bitmaps_expect(a->node, (uint64_t)granularity);
+}
+
+static void expect_clear_on_loop(void *arg)
+{
+	struct action *a = arg;
+
+	bitmaps_expect_clear(a->node, qmp_str(a->data, "name"));
+}
+
+static int clear_prepare(struct action *a, struct error *err)
+{
+	int rc = bitmap_prepare(a, err);
+
+	a->expects = !rc;
+	if (!rc)
+		loop_call(a->node->loop, expect_clear_on_loop, a);
+	return rc;
 }
 
 static int add_prepare(struct action *a, struct error *err)
 {
 	int rc = bitmap_prepare(a, err);
 
-	if (!rc && qmp_bool(a->data, "persistent", false))
-		loop_call(a->node->loop, expect_on_loop, a->node);
+	a->expects = !rc && qmp_bool(a->data, "persistent", false);
+	if (a->expects)
+		loop_call(a->node->loop, expect_on_loop, a);
 	return rc;
 }
 
@@ -228,7 +258,7 @@ const struct verb verbs[] = {
 	  .apply = add_apply, .undo = add_undo },
 	{ "block-dirty-bitmap-remove", args_bitmap, BITMAP_ACTION,
 	  .apply = remove_apply, .undo = remove_undo, .commit = remove_commit },
-	{ "block-dirty-bitmap-clear", args_bitmap, BITMAP_ACTION,
+	{ "block-dirty-bitmap-clear", args_bitmap, .prepare = clear_prepare, .clean = bitmap_clean,
 	  .apply = clear_apply, .undo = give_bits_back },
 	{ "block-dirty-bitmap-merge", args_bitmap_merge, .prepare = merge_prepare,
 	  .clean = bitmap_clean, .apply = merge_apply, .undo = give_bits_back },

@@ -6,11 +6,13 @@ import os
 import random
 import re
 import shutil
+import threading
 import time
 
+import nbd
 import pytest
 
-from lib import differential, dirty, tools
+from lib import checkpoints, differential, dirty, tools
 from lib.daemon import DidNotStart
 from lib.dirty import add, ranges, states, verb
 
@@ -343,3 +345,34 @@ def test_what_is_no_file_beside_the_image(daemon, tmp):
         d.stop()
         assert (tmp / "target").read_bytes() == b"keep me"
         os.rename(sidecar(path), tmp / f"was-{len(os.listdir(tmp))}")
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_first_persistent_bitmap_comes_and_goes_under_writes(daemon, tmp, fmt):
+    """Guests that write while the file beside the image is made, or ended, notice nothing."""
+    path = tmp / tools.create(tmp / "a", SIZE, fmt)
+    d = daemon.serve(path, fmt=fmt)
+    add(d, "in-memory")
+    stop, failed = threading.Event(), []
+
+    def write(seed):
+        rng, h = random.Random(seed), d.libnbd()
+        try:
+            while not stop.is_set():
+                h.pwrite(b"x" * 4096, rng.randrange(SIZE // 4096) * 4096)
+        except nbd.Error as e:
+            failed.append(e)
+
+    writers = [threading.Thread(target=write, args=(i,)) for i in range(4)]
+    for w in writers:
+        w.start()
+    for _ in range(5):
+        add(d, "p", persistent=True)
+        verb(d, "clear", "p")
+        verb(d, "remove", "p")
+        checkpoints.begin(d, ["disk"], "c")
+        checkpoints.end(d, "c", success=False)
+    stop.set()
+    for w in writers:
+        w.join()
+    assert not failed

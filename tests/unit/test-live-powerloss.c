@@ -509,6 +509,7 @@ static void test_wrong_orders_are_found(void **state)
 static int setup(void **state)
 {
 	live_table_bytes = 4096;
+	live_keep = 2;
 	qcow2_crashlog_bytes = 4096 + 512 * 32;
 	bitmaps_init();
 	return 0;
