@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* backup-checkpoint: one instant of several disks of a merinod.
  *
- * Our checkpoints are called merino.REPOSITORY.POINT.RANDOM: nobody else ends or deletes
- * them, and one of that name that is still pending was left by a run of ours that was
- * killed, for the repository is locked.
+ * Our checkpoints are called merino.REPOSITORY.POINT.RANDOM: nobody else deletes them.
+ * The lock file has the name of the one that was begun last, and its own inode: what is
+ * still pending under that name was left by a run that was killed, for we have the lock.
+ * A copy of the repository, which has the same id, does not end ours.
  *
  *	query-checkpoints     which points an incremental can start from
  *	checkpoint-begin      with a "since" for each disk that has such a point
@@ -22,10 +23,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "common/log.h"
 
+enum { NOTE = 192 };			/* bytes of the lock file */
 enum { LEASE_S = 300, RENEW_NS = 1000000000, CONNECT_MS = 2000 };
 
 /* --- what the daemon says */
@@ -86,6 +90,35 @@ static int call(struct checkpoint_run *c, const char *command, const char *id, i
 	return qmp_call(c->q, command, args, NULL, how, err);
 }
 
+/* What the lock file says while checkpoint ID is begun here; false: it cannot be said. */
+static bool note_text(const struct backup *b, const char *id, char text[NOTE])
+{
+	struct stat st;
+
+	if (fstat(b->repo.lock, &st) < 0)
+		return false;
+	snprintf(text, NOTE, "%s %ju\n", id, (uintmax_t)st.st_ino);
+	return true;
+}
+
+static void note_begun(const struct backup *b, const char *id)
+{
+	char text[NOTE];
+
+	if (!note_text(b, id, text) || ftruncate(b->repo.lock, 0) < 0 ||
+	    pwrite(b->repo.lock, text, strlen(text), 0) < 0)
+		log_info("%s: the checkpoint's name could not be noted: if we are killed, its lease has to run out",
+			 b->repo.path);
+}
+
+static bool was_begun_here(const struct backup *b, const char *id)
+{
+	char text[NOTE], note[NOTE];
+	ssize_t n = pread(b->repo.lock, note, NOTE, 0);
+
+	return note_text(b, id, text) && n == (ssize_t)strlen(text) && !memcmp(text, note, n);
+}
+
 /* Ends what a run of ours that was killed left. */
 static int end_leftovers(struct backup *b, struct checkpoint_run *c, struct error *err)
 {
@@ -95,7 +128,8 @@ static int end_leftovers(struct backup *b, struct checkpoint_run *c, struct erro
 		struct json_object *o = json_object_array_get_idx(c->known, i);
 		const char *id = text_of(o, "id"), *state = text_of(o, "state");
 
-		if (id && state && is_ours(b, id) && (!strcmp(state, "pending") || !strcmp(state, "broken")))
+		if (id && state && is_ours(b, id) && was_begun_here(b, id) &&
+		    (!strcmp(state, "pending") || !strcmp(state, "broken")))
 			rc = call(c, "checkpoint-end", id, false, QMP_MAY_STOP, err);
 		if (rc == -EREMOTEIO)		/* its lease ran out just now */
 			rc = 0;
@@ -304,6 +338,7 @@ static int begin(struct backup *b, struct checkpoint_run *c, struct planned *p, 
 	rc = name_checkpoint(b, c, err);
 	if (rc < 0)
 		return rc;
+	note_begun(b, c->id);
 	c->begun = true;		/* perhaps, if the answer is lost */
 	rc = qmp_call(c->q, "checkpoint-begin", begin_args(c, p), &ret, QMP_MAY_STOP, err);
 	if (rc == -EREMOTEIO || rc == -ENOSYS)

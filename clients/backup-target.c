@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/bytes.h"
@@ -24,6 +25,8 @@
 #include "format/qcow2.h"
 
 #define NO_CHUNK UINT64_MAX
+
+enum { SYNC_EVERY = 64 << 20 };		/* bytes */
 
 struct target {
 	struct repo *repo;
@@ -36,6 +39,8 @@ struct target {
 	struct graph graph;
 	struct node *node;
 	struct node_use use;
+	uint64_t unsynced;		/* bytes written since storage began with what came before */
+	uint64_t synced, begun;		/* the file is on storage up to here; on its way up to here */
 	int sums_fd;
 	struct sums_writer *sums;
 	struct sums *below;		/* the chain's, from chunk 0 on as they are needed; or NULL */
@@ -262,11 +267,35 @@ static int reach(struct target *t, uint64_t index, struct error *err)
 
 /* --- what comes */
 
+/* Storage works while more comes, and never falls behind by more than two times SYNC_EVERY:
+ * the last sync is short, and no checkpoint's lease runs out in it. */
+static int keep_up(struct target *t, uint64_t len)
+{
+	struct stat st;
+	int rc = 0;
+
+	t->unsynced += len;
+	if (t->unsynced < SYNC_EVERY)
+		return 0;
+	t->unsynced = 0;
+	if (fstat(t->file->fd, &st) < 0 || (uint64_t)st.st_size <= t->begun)
+		return 0;
+	sync_file_range(t->file->fd, t->begun, st.st_size - t->begun, SYNC_FILE_RANGE_WRITE);	/* a hint */
+	if (t->begun > t->synced)
+		rc = sync_file_range(t->file->fd, t->synced, t->begun - t->synced, SYNC_FILE_RANGE_WAIT_BEFORE |
+				     SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+	t->synced = t->begun;
+	t->begun = st.st_size;
+	return rc < 0 && (errno == EIO || errno == ENOSPC) ? -errno : 0;
+}
+
 static int write_data(struct target *t, const char *buf, uint64_t off, uint64_t len, struct error *err)
 {
 	int rc = len ? node_write(t->node, buf, off, len, t->compress ? NODE_COMPRESS : 0) : 0;
 
 	t->d->data += len;
+	if (rc >= 0)
+		rc = keep_up(t, len);
 	return rc < 0 ? failed(t, err, rc, "writing", off) : 0;
 }
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -317,6 +318,24 @@ def test_signal_while_its_merinod_starts(merino, tmp):
         assert run.wait(20) in (0, -signal.SIGINT)
     all_good(merino)
     assert levels(backup(merino, tmp / "a.qcow2")) == dict(a="incremental")
+
+
+def test_copy_of_the_repository(live, merino):
+    """It has the same id; a run into it must not end the checkpoint of one that is at work in the other."""
+    live.libnbd("a").pwrite(os.urandom(4 * MIB), 0)
+    backup(merino, "--socket", live.qmp_path)
+    shutil.copytree(repo(merino), repo(merino).with_name("copy"))
+    live.libnbd("a").pwrite(os.urandom(4 * MIB), 0)
+    run = subprocess.Popen(merino.argv("backup", "--json", "--to", "repo", "--limit", "2M", "--socket", live.qmp_path),
+                           cwd=merino.cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    while not any(c["state"] == "pending" for c in live.qmp.cmd("query-checkpoints")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    text = merino.run("backup", "--to", "copy", "--socket", live.qmp_path, status=1).stderr
+    assert "has a pending checkpoint" in text
+    out, _ = run.communicate(timeout=30)
+    assert run.returncode == 0 and levels(json.loads(out)) == dict(a="incremental", b="incremental")
+    merino.run("backup", "--to", "copy", "--socket", live.qmp_path)
 
 
 def interrupted(live, merino, rounds, seed):
