@@ -134,7 +134,7 @@ static void told(struct loop_msg *msg)
 		stop(m, RUN_INTERNAL_ERROR);
 	else if (bits & 1u << MACHINE_SHUTDOWN)
 		stop(m, RUN_SHUTDOWN);
-	for (enum machine_event e = MACHINE_SHUTDOWN; e <= MACHINE_CRASHED; e++)
+	for (enum machine_event e = MACHINE_SHUTDOWN; e <= MACHINE_QUIT; e++)
 		if (bits & 1u << e && m->event)
 			m->event(m, e);
 }

@@ -52,8 +52,9 @@ struct machine_config {
 	bool no_reboot;			/* a reset ends the process */
 };
 
-/* What a guest did: any thread may tell it; the main loop hears it. */
-enum machine_event { MACHINE_SHUTDOWN, MACHINE_RESET, MACHINE_CRASHED };
+/* What a guest did (the last: a person at its console): any thread may tell it, the main loop
+ * hears it.  A vCPU that tells goes no further before a reset. */
+enum machine_event { MACHINE_SHUTDOWN, MACHINE_RESET, MACHINE_CRASHED, MACHINE_QUIT };
 
 struct machine {
 	const struct machine_config *config;
@@ -71,7 +72,7 @@ struct machine {
 	uint32_t tsc_khz;
 	struct loop *main;
 	enum run_state state;		/* main loop */
-	/* Main loop: what to do with an event.  The vCPU that told it waits. */
+	/* Main loop: what to do with an event. */
 	void (*event)(struct machine *m, enum machine_event e);
 
 	/* Whether the vCPUs may be in the guest: vcpu.c's. */

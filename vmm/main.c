@@ -27,6 +27,7 @@ static struct disks disks;
 static struct loop *loop;
 static struct control *control;
 static struct console *console;
+static bool starting = true, quit_wanted, ending;
 static int exit_status;
 
 static void fail(const struct error *err)
@@ -37,28 +38,38 @@ static void fail(const struct error *err)
 	exit_status = 1;
 }
 
-/* Coroutine: what needs the loop ends on it. */
+/* -- the end: first what needs the loop, then the rest ------------------------------ */
+
 static void end_run(void *arg)
 {
 	machine_pause(&machine);
 	console_end(console);
 	control_end(control);
+	serial_end(&machine);
 	loop_stop(loop);
 }
 
-static void finish(void)
+static void end(void)
 {
-	static bool begun;
+	for (unsigned i = 0; i < CMDLINE_NETS_MAX; i++)
+		virtio_net_end(net[i]);
+	disks_end(&disks);
+	machine_end(&machine);
+}
 
-	if (!begun)
-		co_start(end_run, NULL);
-	begun = true;
+static void quit(void)
+{
+	quit_wanted = true;
+	if (starting || ending)
+		return;
+	ending = true;
+	co_start(end_run, NULL);
 }
 
 static void shut_down(bool guest, const char *reason)
 {
 	control_event_cause(control, "SHUTDOWN", guest, reason);
-	finish();
+	quit();
 }
 
 static void signal_came(int signo)
@@ -66,12 +77,13 @@ static void signal_came(int signo)
 	shut_down(false, "host-signal");
 }
 
+/* -- what happens ------------------------------------------------------------------ */
+
 static void event_came(struct machine *m, enum machine_event e)
 {
+	if (ending)
+		return;
 	switch (e) {
-	case MACHINE_SHUTDOWN:
-		shut_down(true, "guest-shutdown");
-		break;
 	case MACHINE_RESET:
 		if (m->config->no_reboot) {
 			shut_down(true, "guest-reset");
@@ -83,6 +95,12 @@ static void event_came(struct machine *m, enum machine_event e)
 	case MACHINE_CRASHED:
 		exit_status = 1;
 		shut_down(true, "guest-panic");
+		break;
+	case MACHINE_SHUTDOWN:
+		shut_down(true, "guest-shutdown");
+		break;
+	case MACHINE_QUIT:
+		shut_down(false, "host-ui");
 		break;
 	}
 }
@@ -105,7 +123,7 @@ static int add_sockets(struct error *err)
 	const struct control_config config = {
 		.machine = &machine, .path = cmdline.qmp, .merinod = cmdline.merinod_qmp,
 		.disks = disks.names, .n_disks = disks.n,
-		.quit = finish, .thread_id = thread_id,
+		.quit = quit, .thread_id = thread_id,
 	};
 	int rc = control_start(&config, &control, err);
 
@@ -122,6 +140,8 @@ static int add_nets(struct error *err)
 		rc = virtio_net_add(&machine, cmdline.nets.text[i], i, &net[i], err);
 	return rc;
 }
+
+/* -- the beginning ----------------------------------------------------------------- */
 
 static int build(struct error *err)
 {
@@ -144,28 +164,20 @@ static int build(struct error *err)
 static void start_run(void *arg)
 {
 	struct error err = ERROR_INIT;
+	int rc = build(&err);
 
-	if (build(&err)) {
+	if (rc)
 		fail(&err);
-		finish();
-	} else if (!cmdline.paused) {
+	else if (!cmdline.paused)
 		machine_run(&machine);
-	}
+	starting = false;
+	if (rc || quit_wanted)
+		quit();
 }
 
 static void start_message(struct loop_msg *m)
 {
 	co_start(start_run, NULL);
-}
-
-static void end(void)
-{
-	machine_pause(&machine);
-	for (unsigned i = 0; i < CMDLINE_NETS_MAX; i++)
-		virtio_net_end(net[i]);
-	disks_end(&disks);
-	serial_end(&machine);
-	machine_end(&machine);
 }
 
 int main(int argc, char **argv)

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The 8250's registers: see serial.h.
  *
- * National Semiconductor's PC16550D data sheet.  The transmitter is done at once; there is
- * no modem, its lines are those of a peer that is there.
+ * National Semiconductor's PC16550D data sheet.  The transmitter is done at once unless the
+ * line is full; there is no modem, its lines are those of a peer that is there.
  */
 #include "vmm/serial.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <unistd.h>
 
+#include "vmm/line.h"
 #include "vmm/machine.h"
 
 #define FIFO 16u
@@ -44,7 +44,8 @@ struct serial {
 	struct machine *machine;
 	struct serial_state s;
 	struct bus_region region;
-	int out;
+	struct line *line;		/* NULL: what is sent is gone */
+	bool raised;
 };
 
 static uint8_t interrupt_id(const struct serial *u)
@@ -60,7 +61,15 @@ static void update(struct serial *u)
 {
 	bool raised = interrupt_id(u) != IIR_NONE && u->s.mcr & MCR_OUT2 && !(u->s.mcr & MCR_LOOP);
 
+	if (raised == u->raised)
+		return;
+	u->raised = raised;
 	machine_irq(u->machine, SERIAL_IRQ, raised);
+}
+
+static bool is_full(const struct serial *u)
+{
+	return u->line && line_full(u->line);
 }
 
 /* -- data ---------------------------------------------------------------------------- */
@@ -80,7 +89,8 @@ static uint8_t data_read(struct serial *u)
 		return 0;
 	byte = u->s.rx[u->s.rx_at];
 	u->s.rx_at = (u->s.rx_at + 1) % FIFO;
-	u->s.rx_n--;
+	if (!--u->s.rx_n && u->line)
+		line_taken(u->line);
 	return byte;
 }
 
@@ -88,9 +98,35 @@ static void data_write(struct serial *u, uint8_t byte)
 {
 	if (u->s.mcr & MCR_LOOP)
 		receive(u, byte);
-	else if (u->out >= 0 && write(u->out, &byte, 1) < 0)
-		u->out = -1;
+	else if (u->line)
+		line_put(u->line, byte);
+	u->s.tx_pending = !is_full(u);
+}
+
+/* -- the line's calls ------------------------------------------------------------------ */
+
+static unsigned line_room(void *arg)
+{
+	struct serial *u = arg;
+
+	return u->s.mcr & MCR_LOOP ? 0 : FIFO - u->s.rx_n;
+}
+
+static void line_give(void *arg, const uint8_t *bytes, unsigned n)
+{
+	struct serial *u = arg;
+
+	while (n--)
+		receive(u, *bytes++);
+	update(u);
+}
+
+static void line_space(void *arg)
+{
+	struct serial *u = arg;
+
 	u->s.tx_pending = true;
+	update(u);
 }
 
 /* -- registers ----------------------------------------------------------------------- */
@@ -128,7 +164,7 @@ static uint8_t register_read(struct serial *u, unsigned reg)
 	case 4:
 		return u->s.mcr;
 	case 5:
-		return LSR_TX | (u->s.rx_n ? LSR_RX : 0);
+		return (is_full(u) ? 0 : LSR_TX) | (u->s.rx_n ? LSR_RX : 0);
 	case 6:
 		return modem_status(u);
 	default:
@@ -157,12 +193,16 @@ static void register_write(struct serial *u, unsigned reg, uint8_t value)
 		u->s.fcr = value & FCR_ENABLE;
 		if (value & 2)
 			u->s.rx_n = 0;
+		if (value & 2 && u->line)
+			line_taken(u->line);
 		break;
 	case 3:
 		u->s.lcr = value;
 		break;
 	case 4:
 		u->s.mcr = value & MCR_ALL;
+		if (u->line)
+			line_taken(u->line);
 		break;
 	case 7:
 		u->s.scratch = value;
@@ -203,23 +243,26 @@ void serial_reset(struct machine *m)
 int serial_start(struct machine *m, const char *where, struct error *err)
 {
 	struct serial *u = calloc(1, sizeof(*u));
+	struct line_user user = { line_room, line_give, line_space, u };
 
 	if (!u)
 		return error_set(err, -ENOMEM, "Out of memory");
 	m->serial = u;
 	u->machine = m;
-	u->out = STDOUT_FILENO;
 	u->region = (struct bus_region){
 		.base = SERIAL_BASE, .len = 8, .read = serial_read, .write = serial_write, .arg = u,
 	};
 	serial_reset(m);
-	return bus_add(&m->pio, &u->region) ? error_set(err, -EEXIST, "ports of the serial line") : 0;
+	if (bus_add(&m->pio, &u->region))
+		return error_set(err, -EEXIST, "ports of the serial line");
+	return line_open(m, where, &user, &u->line, err);
 }
 
 void serial_end(struct machine *m)
 {
 	if (!m->serial)
 		return;
+	line_close(m->serial->line);
 	bus_remove(&m->pio, &m->serial->region);
 	free(m->serial);
 	m->serial = NULL;

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* serial: an 8250 (16550A) at ports 3f8, IRQ 4.
  *
- * Where its bytes go: "stdio", "none", "file:PATH" or "unix:PATH" (listens, one client
- * at a time).
+ * line.h has where its bytes go.
  */
 #ifndef MERINO_VMM_SERIAL_H
 #define MERINO_VMM_SERIAL_H
@@ -16,6 +15,6 @@ struct machine;
 
 int serial_start(struct machine *m, const char *where, struct error *err);
 void serial_reset(struct machine *m);		/* with machine->lock held */
-void serial_end(struct machine *m);
+void serial_end(struct machine *m);		/* coroutine; no vCPU runs */
 
 #endif
