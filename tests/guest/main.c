@@ -12,7 +12,9 @@
  *	echo		sends back what comes over the serial line, up to a 'q'
  *	count=N		counts to N million; prints how long it took
  *	hang		for ever
+ * and those of blk.c.
  */
+#include "blk.h"
 #include "payload.h"
 
 void main(int how, uint64_t arg);
@@ -202,6 +204,9 @@ static const struct word {
 	{ "cpuid", run_cpuid }, { "cpus=", run_cpus }, { "resets=", run_resets },
 	{ "fault", run_fault }, { "button", run_button }, { "echo", run_echo },
 	{ "count=", run_count }, { "hang", run_hang },
+	{ "disk=", run_disk }, { "disk-test", run_disk_test }, { "depth=", run_depth },
+	{ "size=", run_size }, { "verify=", run_verify }, { "randread=", run_randread },
+	{ "randwrite=", run_randwrite }, { "seqread=", run_seqread }, { "seqwrite=", run_seqwrite },
 };
 
 static void run_word(const char *text, size_t len)

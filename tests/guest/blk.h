@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* blk: the payload's words about disks (blk.c has the list). */
+#ifndef GUEST_BLK_H
+#define GUEST_BLK_H
+
+#include "payload.h"
+
+void run_disk(uint64_t n);
+void run_disk_test(uint64_t n);
+void run_depth(uint64_t n);
+void run_size(uint64_t n);
+void run_verify(uint64_t ms);
+void run_randread(uint64_t ms);
+void run_randwrite(uint64_t ms);
+void run_seqread(uint64_t ms);
+void run_seqwrite(uint64_t ms);
+
+#endif
