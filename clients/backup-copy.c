@@ -54,7 +54,7 @@ struct piece {
 	char *buf;			/* owned */
 	uint64_t off, len;		/* what is stored */
 	uint64_t ask_off, ask_len;	/* what is read: whole blocks of the server's */
-	uint64_t got;			/* bytes the server sent */
+	struct cover came;		/* what the server sent, so far */
 	bool answered;			/* the completion came */
 	int error;			/* its errno */
 	struct chunk_sum sum[CHUNKS];
@@ -270,7 +270,7 @@ static int read_chunk(void *user_data, const void *subbuf, size_t count, uint64_
 	struct piece *p = user_data;
 
 	if (status != LIBNBD_READ_ERROR)
-		p->got += count;
+		cover_add(&p->came, offset, count);
 	p->copy->heard = progress_now();
 	return 0;
 }
@@ -280,7 +280,7 @@ static int read_complete(void *user_data, int *error)
 	struct piece *p = user_data;
 
 	p->error = *error;
-	if (!p->error && p->got != p->ask_len)
+	if (!p->error && !cover_is(&p->came, p->ask_off, p->ask_len))
 		p->error = EPROTO;
 	p->conn->in_flight--;
 	p->answered = true;
@@ -312,7 +312,8 @@ static struct conn *pick_conn(struct copy *c)
 static int ask(struct copy *c, struct piece *p, struct conn *conn, struct error *err)
 {
 	p->conn = conn;
-	p->got = 0;
+	p->came.n = 0;
+	p->came.bad = false;
 	p->error = 0;
 	p->answered = false;
 	p->state = PIECE_ASKED;

@@ -34,7 +34,7 @@ struct slot {
 	char *buf;			/* request_size bytes; owned */
 	uint64_t off;
 	size_t len;			/* asked for */
-	size_t got;			/* bytes the server sent, so far */
+	struct cover came;		/* what the server sent, so far */
 	int error;			/* errno of the completion */
 };
 
@@ -148,7 +148,7 @@ static int read_chunk(void *user_data, const void *subbuf, size_t count, uint64_
 	struct slot *s = user_data;
 
 	if (status != LIBNBD_READ_ERROR)
-		s->got += count;
+		cover_add(&s->came, offset, count);
 	return 0;
 }
 
@@ -199,7 +199,8 @@ static int start_read(struct copy *c, const struct run *r, struct conn *conn, st
 	s->conn = conn;
 	s->off = off;
 	s->len = end - off;
-	s->got = 0;
+	s->came.n = 0;
+	s->came.bad = false;
 	conn->in_flight++;
 	c->st->requests++;
 	if (nbd_aio_pread_structured(conn->h, s->buf, s->len, s->off,
@@ -216,7 +217,7 @@ static int store(struct copy *c, struct slot *s, struct error *err)
 
 	if (s->error)
 		return read_failed(c, s, err, -s->error, strerror(s->error));
-	if (s->got != s->len)
+	if (!cover_is(&s->came, s->off, s->len))
 		return read_failed(c, s, err, -EPROTO, "the server did not send all of it");
 	c->st->read += s->len;
 	stored = sink_write(c->k, s->buf, s->off, s->len, err);

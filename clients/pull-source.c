@@ -166,6 +166,38 @@ int source_open(struct source *s, const char *uri, const char *bitmap, struct er
 	return rc;
 }
 
+/* Those that touch are joined; in the usual order there is one. */
+void cover_add(struct cover *c, uint64_t off, uint64_t len)
+{
+	uint64_t end = off + len;
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < c->n; i++) {
+		if (off < c->v[i].end && c->v[i].off < end && len)
+			c->bad = true;
+		if (c->v[i].end == off)
+			off = c->v[i].off;
+		else if (c->v[i].off == end)
+			end = c->v[i].end;
+		else
+			c->v[kept++] = c->v[i];
+	}
+	c->n = kept;
+	if (end == off)
+		return;
+	if (c->n == COVER_PIECES) {
+		c->bad = true;
+		return;
+	}
+	c->v[c->n].off = off;
+	c->v[c->n++].end = end;
+}
+
+bool cover_is(const struct cover *c, uint64_t off, uint64_t len)
+{
+	return !c->bad && c->n == 1 && c->v[0].off == off && c->v[0].end == off + len;
+}
+
 static void conn_drop(struct conn *c)
 {
 	nbd_close(c->h);

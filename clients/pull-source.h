@@ -18,6 +18,8 @@
 
 enum { SOURCE_CONNECTIONS = 64 };	/* at most */
 
+enum { COVER_PIECES = 16 };		/* that wait for what lies between them */
+
 enum conn_state {
 	CONN_NONE,			/* not opened, or given up */
 	CONN_CONNECTING,
@@ -44,6 +46,18 @@ struct source {
 	bool has_wake;			/* source_poll() returns when WAKE can be read, too */
 	int wake;
 };
+
+/* Which bytes of a read came: chunks may come in any order, but none twice, or others would
+ * be missing while the sum is right. */
+struct cover {
+	unsigned n;
+	bool bad;			/* something came twice, or in too many pieces */
+	struct { uint64_t off, end; } v[COVER_PIECES];
+};
+
+void cover_add(struct cover *c, uint64_t off, uint64_t len);
+/* [OFF, OFF + LEN) came, each byte once. */
+bool cover_is(const struct cover *c, uint64_t off, uint64_t len);
 
 /* Connects to URI.  BITMAP may be NULL; a full "qemu:dirty-bitmap:NAME" is fine
  * too.  "merino:changes:NAME" is preferred where the server has it.  A server without that bitmap is an error that lists what it has. */

@@ -174,6 +174,23 @@ def test_read_that_is_short(serve, merino):
     refused(merino, serve(4 * MIB, Bad).uri)
 
 
+def test_chunk_that_comes_twice(serve, merino):
+    """Their lengths add up, and half of the buffer was never written to."""
+    class Bad(Server):
+        def read(self, offset, length):
+            return [(offset, bytes(length // 2)), (offset, bytes(length // 2))]
+    assert "did not send all of it" in refused(merino, serve(4 * MIB, Bad).uri)
+
+
+def test_chunks_in_any_order(serve, merino):
+    class Backwards(Server):
+        def read(self, offset, length):
+            right = Server.read(self, offset, length)
+            return [(offset + i, right[i:i + 32768]) for i in reversed(range(0, length, 32768))]
+    content = pattern.block("disk", 4 * MIB)
+    assert prove(repo(merino), backup(merino, serve(content, Backwards).uri)["point"]) == {"disk": content}
+
+
 @pytest.mark.parametrize("extents", [[], [(0, 0)], [(64 * MIB, 0)], None, 5])
 def test_status_that_lies(serve, merino, extents):
     class Bad(Server):
