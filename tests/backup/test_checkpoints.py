@@ -268,14 +268,14 @@ def test_lease_is_long_by_default(two):
 
 def test_broken(daemon, tmp):
     """A guest that overwrites more than may be kept is not held up; the backup is no backup."""
-    create(tmp, "a", 64 * M)
+    create(tmp, "a", 128 * M)
     d = serve(daemon, tmp, "a")
     a = d.libnbd("a")
     end(d, begin(d, "a", "c1")["id"])
-    for i in range(0, 64, 8):
+    for i in range(0, 128, 8):
         a.pwrite(b"1" * 8 * M, i * M)
     c = begin(d, "a", "c2", since="c1", view={"max-size": M, "max-wait": 1})
-    for i in range(0, 64, 8):
+    for i in range(0, 128, 8):
         a.pwrite(b"2" * 8 * M, i * M)
     assert states(d) == {"c1": "active", "c2": "broken"}
     with pytest.raises(nbd.Error):
@@ -283,17 +283,17 @@ def test_broken(daemon, tmp):
     refused(d, "checkpoint-end", {"id": "c2", "success": True}, "c2", "broken")
     end(d, "c2", success=False)
     c = begin(d, "a", "c3", since="c1")
-    assert changed(c, 0, "c1") == [(0, 64 * M)] and read(c, 0, 63 * M, K) == b"2" * K
+    assert changed(c, 0, "c1") == [(0, 128 * M)] and read(c, 0, 127 * M, K) == b"2" * K
 
 
 def test_broken_is_told(daemon, tmp):
-    create(tmp, "a", 64 * M)
+    create(tmp, "a", 128 * M)
     d = serve(daemon, tmp, "a")
     a = d.libnbd("a")
-    for i in range(0, 64, 8):
+    for i in range(0, 128, 8):
         a.pwrite(b"1" * 8 * M, i * M)
     begin(d, "a", "c1", lease=2, view={"max-size": M, "max-wait": 1})
-    for i in range(0, 64, 8):
+    for i in range(0, 128, 8):
         a.pwrite(b"2" * 8 * M, i * M)
     assert d.qmp.event("CHECKPOINT_BROKEN")["data"]["id"] == "c1"
     assert d.qmp.event("CHECKPOINT_ENDED")["data"]["reason"] == "lease"
