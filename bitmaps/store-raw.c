@@ -12,8 +12,8 @@
  *			regular file			block device
  *	closed		inode, size, time of last	number, size, and the bytes at both
  *			write as at the close		ends as at the close
- *	killed		last written no later than	never, but with trust-sidecar=on
- *			by us (the stamp)
+ *	killed		last written (mtime, ctime) no	never, but with trust-sidecar=on
+ *			later than by us (the stamp)
  *	power lost	the same, with more slack, and	the same
  *			before the machine started
  *
@@ -121,14 +121,16 @@ static const char *written_after_close(struct node *n, const struct live_found *
 static const char *written_after_crash(struct node *n, const struct live_found *f)
 {
 	struct io_identity id;
+	int64_t last;
 
 	if (storage(n)->is_block_device)
 		return n->sidecar.trust ? NULL : "it was in use when its owner died, and nobody can "
 			"say who wrote to a block device since (trust-sidecar=on: nobody did)";
 	if (io_identity(storage(n), &id))
 		return "the image cannot be looked at";
-	if (id.mtime > f->stamp + (f->same_boot ? KILL_SLACK : LOSS_SLACK) ||
-	    (!f->same_boot && id.mtime >= id.booted))
+	/* Who copies an older image over it (cp -p, rsync --times) sets its time of last write. */
+	last = id.mtime > id.ctime ? id.mtime : id.ctime;
+	if (last > f->stamp + (f->same_boot ? KILL_SLACK : LOSS_SLACK) || (!f->same_boot && last >= id.booted))
 		return "the image was written to by somebody else";
 	return NULL;
 }

@@ -56,6 +56,8 @@ int io_sys_identity(struct io_file *f, struct io_identity *id)
 	id->size = f->is_block_device ? 0 : (uint64_t)st.st_size;
 	id->mtime = f->is_block_device ? 0
 		    : (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+	id->ctime = f->is_block_device ? 0
+		    : (int64_t)st.st_ctim.tv_sec * 1000000000 + st.st_ctim.tv_nsec;
 	id->booted = clock_ns(CLOCK_REALTIME) - clock_ns(CLOCK_BOOTTIME);
 	id->dev = f->is_block_device ? st.st_rdev : st.st_dev;
 	id->ino = f->is_block_device ? 0 : st.st_ino;

@@ -25,6 +25,7 @@ struct io_identity {
 	uint64_t dev, ino;		/* of the image's file */
 	uint64_t size;			/* bytes; 0 of a block device */
 	int64_t mtime;			/* of its last write, ns since 1970; 0 of a block device */
+	int64_t ctime;			/* the same of its inode: nobody can set it */
 	int64_t booted;			/* when the kernel started, ns since 1970, as of now */
 };
 

@@ -376,3 +376,18 @@ def test_first_persistent_bitmap_comes_and_goes_under_writes(daemon, tmp, fmt):
     for w in writers:
         w.join()
     assert not failed
+
+
+def test_older_copy_put_back_after_a_kill(daemon, tmp):
+    """Its time of last write is that of the copy, which came before ours: still it is noticed."""
+    path = image(tmp)
+    shutil.copy2(path, tmp / "older")
+    d = start(daemon, path)
+    add(d, "b", persistent=True)
+    d.libnbd().pwrite(b"x" * G, 0)
+    d.kill()
+    time.sleep(3)                               # more than a ring's last writes take
+    before = os.stat(path).st_ino
+    shutil.copy2(tmp / "older", path)
+    assert os.stat(path).st_ino == before
+    assert "written to by somebody else" in broken(start(daemon, path))
