@@ -104,6 +104,10 @@ static void ready(struct disk_channel *c)
 	struct error err = ERROR_INIT;
 
 	if (disk_learn(c->disk, c->h, c->disk->n_channels == 0, &err)) {
+		if (!c->told_unfit && !c->quiet)
+			log_warning("disk %s: %s is not used: %s", c->disk->id,
+				    c->disk->uri[c->uri], err.text);
+		c->told_unfit = true;
 		failed(c, err.text);
 		return;
 	}
@@ -114,7 +118,7 @@ static void ready(struct disk_channel *c)
 		c->lost_at = 0;
 	if (c->told)
 		log_info("disk %s: connected to %s", c->disk->id, c->disk->uri[c->uri]);
-	c->told = c->told_failing = false;
+	c->told = c->told_failing = c->told_unfit = false;
 }
 
 void conn_check(struct disk_channel *c)

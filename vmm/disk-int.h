@@ -50,7 +50,7 @@ struct disk_channel {
 	enum channel_state state;
 	bool tls;
 	bool quiet;			/* opening: the caller says what went wrong */
-	bool told, told_failing;	/* the loss was logged, and that requests fail */
+	bool told, told_failing, told_unfit;	/* once each, until it is connected again */
 	const char *drop_why;		/* set: the connection is of no use any more */
 	unsigned uri;			/* which one is tried, or used */
 	int64_t deadline;		/* ms: connecting ends, or the next attempt begins */

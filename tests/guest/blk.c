@@ -3,6 +3,7 @@
  *
  *	disk=N		takes disk N (from 0); says what it is
  *	disk-test	every kind of request, right and wrong ones
+ *	sectors=N	waits until the disk has so many
  *	depth=N size=N	for the words that follow: requests under way, bytes of each
  *	verify=MS	writes and reads at random, each block with its number and version
  *	randread=MS randwrite=MS seqread=MS seqwrite=MS		measure
@@ -131,6 +132,15 @@ void run_disk(uint64_t n)
 	expect("serial", sync(T_ID, 0, 20, true), S_OK);
 	requests[0].data[20] = 0;
 	say("disk %u: %u sectors, serial %s\n", n, capacity, (const char *)requests[0].data);
+}
+
+void run_sectors(uint64_t n)
+{
+	uint64_t end = now_us() + WAIT_S * 1000000ull;
+
+	while (*(volatile uint64_t *)dev.config != n)
+		if (now_us() > end)
+			fail("the disk has %u sectors", *(volatile uint64_t *)dev.config);
 }
 
 void run_depth(uint64_t n)

@@ -7,6 +7,7 @@
 
 void run_disk(uint64_t n);
 void run_disk_test(uint64_t n);
+void run_sectors(uint64_t n);
 void run_depth(uint64_t n);
 void run_size(uint64_t n);
 void run_verify(uint64_t ms);

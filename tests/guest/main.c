@@ -204,8 +204,8 @@ static const struct word {
 	{ "cpuid", run_cpuid }, { "cpus=", run_cpus }, { "resets=", run_resets },
 	{ "fault", run_fault }, { "button", run_button }, { "echo", run_echo },
 	{ "count=", run_count }, { "hang", run_hang },
-	{ "disk=", run_disk }, { "disk-test", run_disk_test }, { "depth=", run_depth },
-	{ "size=", run_size }, { "verify=", run_verify }, { "randread=", run_randread },
+	{ "disk=", run_disk }, { "disk-test", run_disk_test }, { "sectors=", run_sectors },
+	{ "depth=", run_depth }, { "size=", run_size }, { "verify=", run_verify }, { "randread=", run_randread },
 	{ "randwrite=", run_randwrite }, { "seqread=", run_seqread }, { "seqwrite=", run_seqwrite },
 };
 

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""virtio-blk over NBD, driven by the payload on KVM: every request, and servers that fail under it."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from lib import cutter, daemon, tools, vmm
+
+pytestmark = pytest.mark.merino_only
+SIZE = 64 << 20
+
+
+class Server:
+    """A merinod that can be killed and started again on the same socket."""
+
+    def __init__(self, tmp, fmt="raw", size=SIZE, writable=True, socket="nbd"):
+        self.image, self.socket, self.fmt, self.writable = tmp / f"disk.{fmt}", tmp / socket, fmt, writable
+        self.log = open(tmp / f"{socket}.stderr", "ab")
+        if not self.image.exists():
+            tools.run("qemu-img", "create", "-q", "-f", fmt, self.image, size)
+        self.start()
+
+    def start(self):
+        self.socket.unlink(missing_ok=True)
+        argv = [daemon.program(), "--nbd-server", f"addr.type=unix,addr.path={self.socket}",
+                *daemon.disk_args(self.image, self.fmt, "d", self.writable)]
+        self.proc = subprocess.Popen([str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=self.log,
+                                     stderr=self.log, preexec_fn=daemon.die_with_parent)
+        end = time.monotonic() + 20
+        while not self.socket.exists():
+            assert self.proc.poll() is None and time.monotonic() < end
+            time.sleep(0.005)
+
+    def kill(self, signo=signal.SIGKILL):
+        self.proc.send_signal(signo)
+        self.proc.wait()
+
+    def uri(self, socket=None, more=""):
+        return f"nbd+unix:///d?socket={socket or self.socket}{more and ',' + more}"
+
+    def end(self):
+        if self.proc.poll() is None:
+            self.kill(signal.SIGTERM)
+            assert self.proc.returncode == 0
+        self.log.close()
+
+
+@pytest.fixture
+def world(tmp):
+    """What a test starts is ended in reverse order."""
+    vmm.need_kvm()
+    with contextlib.ExitStack() as stack:
+        class World:
+            dir = tmp
+
+            def server(self, **kw):
+                s = Server(tmp, **kw)
+                stack.callback(s.end)
+                return s
+
+            def machine(self, words, *disks, **kw):
+                m = vmm.Vmm(tmp, words, *sum((["--disk", d] for d in disks), []), **kw)
+                stack.callback(m.end)
+                return m
+
+            def cutter(self, server, seed=1):
+                c = cutter.Cutter(tmp / "cut", server.socket, seed)
+                stack.callback(c.close)
+                return c
+        yield World()
+
+
+def passes(m, timeout=60):
+    """The payload is content, and the machine ends by itself."""
+    m.proc.wait(timeout)
+    text = m.serial()
+    assert text.endswith("PASS\n"), text[-500:] + m.stderr()
+    m.ended()
+    return text
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+@pytest.mark.parametrize("queues", [1, 4])
+def test_requests(world, fmt, queues):
+    """Right requests and wrong ones, and after them the disk is as the guest thinks."""
+    s = world.server(fmt=fmt)
+    m = world.machine("disk=0 disk-test depth=16 verify=300", s.uri(more=f"serial=abc,queues={queues}"), wait=False)
+    assert f"disk 0: {SIZE // 512} sectors, serial abc\n" in passes(m)
+    s.end = s.log.close
+    s.kill(signal.SIGTERM)
+    if fmt == "qcow2":
+        tools.run("qemu-img", "check", "-q", s.image)
+
+
+def test_two_disks(world):
+    s = world.server()
+    other = s.uri(more="id=b,serial=second,read-only=on")
+    text = passes(world.machine("disk=1 disk=0 disk-test", s.uri(more="serial=first"), other, wait=False))
+    assert "serial second" in text and "serial first" in text
+
+
+def test_read_only(world):
+    s = world.server(writable=False)
+    m = world.machine("disk=0 randread=50 randwrite=50", s.uri(), wait=False)
+    m.proc.wait(30)
+    assert "FAIL randwrite: status 1, not 0" in m.serial(), m.serial()
+
+
+def kills(world, times, pause, verify_ms, fmt="raw"):
+    s = world.server(fmt=fmt)
+    m = world.machine(f"disk=0 depth=16 verify={verify_ms}", s.uri(more="queues=2"))
+    m.says("disk 0:")
+    for _ in range(times):
+        time.sleep(pause)
+        if m.proc.poll() is None:
+            s.kill()
+            s.start()
+    text = passes(m, verify_ms / 1000 + 60)
+    longest = int(re.search(r"longest (\d+) us", text)[1])
+    assert longest < 20_000_000, text       # a loaded machine; on its own it is a tenth of a second
+    assert m.stderr().count("connected to") >= times // 2
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_killed(world, fmt):
+    """kill -9 of the server under a verifying guest: no error, no mismatch."""
+    kills(world, 5, 0.3, 3000, fmt)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_killed_often(world):
+    """Restarts every 3 s for ten minutes."""
+    kills(world, 200, 3, 600_000, "qcow2")
+
+
+@pytest.mark.parametrize("most", [300, 5000, 500_000])
+def test_cut_anywhere(world, most):
+    """Connections that break after any number of bytes, in the handshake, a header, in data."""
+    s = world.server()
+    c = world.cutter(s, most)
+    m = world.machine("disk=0 depth=8 verify=2500", s.uri(c.path, "queues=2"))
+    m.says("disk 0:")
+    c.cut = lambda r: r.randrange(most)
+    c.cut_all()
+    time.sleep(2)
+    c.cut = lambda r: None
+    passes(m)
+    assert c.cuts > 4, c.cuts
+
+
+def test_silence(world):
+    """A server that says nothing for a while costs time, and nothing else."""
+    s = world.server()
+    c = world.cutter(s)
+    m = world.machine("disk=0 depth=8 verify=1500", s.uri(c.path))
+    m.says("disk 0:")
+    c.stall()
+    time.sleep(1)
+    assert m.proc.poll() is None
+    c.go_on()
+    assert int(re.search(r"longest (\d+) us", passes(m))[1]) > 700_000
+
+
+@pytest.mark.parametrize("how", ["gone", "silent", "handshake"])
+def test_quit(world, how):
+    """Whatever the server does, the machine can be told to end, and does so within 5 s."""
+    s = world.server()
+    c = world.cutter(s)
+    m = world.machine("disk=0 depth=16 verify=60000", s.uri(c.path, "queues=2"))
+    m.says("disk 0:")
+    time.sleep(0.2)
+    if how == "gone":
+        s.kill()
+    else:
+        c.stall()
+        if how == "handshake":
+            c.cut_all()
+    time.sleep(0.3)
+    m.proc.send_signal(signal.SIGTERM)
+    m.ended(timeout=5)
+    if how == "gone":
+        s.start()
+
+
+def test_reconnect_delay(world):
+    """Past the delay requests fail; before it they wait."""
+    s = world.server()
+    m = world.machine("disk=0 depth=4 verify=20000", s.uri(more="reconnect-delay=1"))
+    m.says("disk 0:")
+    s.kill()
+    began = time.monotonic()
+    m.proc.wait(20)
+    assert re.search(r"FAIL block \d+: status 1", m.serial()), m.serial()[-300:]
+    assert time.monotonic() - began > 0.9
+    assert "requests fail" in m.stderr()
+    s.start()
+
+
+def test_other_address(world):
+    """The second address serves when the first is dead."""
+    a = world.server(socket="a")
+    m = world.machine("disk=0 depth=8 verify=2000", a.uri(more=f"uri.1=nbd+unix:///d?socket={world.dir}/b,queues=2"))
+    m.says("disk 0:")
+    a.kill()
+    b = world.server(socket="b")
+    passes(m)
+    assert f"connected to {b.uri()}" in m.stderr()
+    a.end = a.log.close
+
+
+def test_other_size(world):
+    """A server that comes back with a larger disk: the guest sees it; with other features it is not taken."""
+    s = world.server()
+    m = world.machine(f"disk=0 sectors={SIZE // 256} disk=0 disk-test", s.uri())
+    m.says("disk 0:")
+    s.kill()
+    os.truncate(s.image, 2 * SIZE)
+    s.writable = False
+    s.start()
+    m.wait(lambda: "read-only now" in m.stderr())
+    s.kill()
+    s.writable = True
+    s.start()
+    assert f"disk 0: {SIZE // 256} sectors" in passes(m)
+
+
+def test_server_errors(world):
+    """An error that the server answers with is the guest's, once, and nobody reconnects for it."""
+    sock = world.dir / "kit"
+    kit = subprocess.Popen(["nbdkit", "-f", "-U", str(sock), "--filter=error", "memory", "1M", "error-pwrite=EIO",
+                            "error-pwrite-rate=100%"], preexec_fn=daemon.die_with_parent)
+    try:
+        while not sock.exists():
+            time.sleep(0.01)
+        m = world.machine("disk=0 randread=50 randwrite=50", f"nbd+unix:///?socket={sock}", wait=False)
+        m.proc.wait(30)
+        assert "FAIL randwrite: status 1, not 0" in m.serial(), m.serial()
+        assert "no connection" not in m.stderr()
+    finally:
+        kit.kill()
+        kit.wait()
+
+
+@pytest.mark.parametrize("text,why", [
+    ("nbd+unix:///d?socket=/none", "No such file or directory"),
+    ("/a/file", "Invalid parameter '/a/file'"),
+    ("serial=x", "Parameter 'uri' is missing"),
+    ("uri=http://x", "http"),
+    ("nbd://localhost,serial=" + 21 * "x", "Parameter 'serial' expects 1 to 20 bytes"),
+    ("nbd://localhost,queues=0", "Parameter 'queues' expects a number from 1 to 16"),
+    ("nbd://localhost,queue-size=100", "Parameter 'queue-size' expects a power of two"),
+    ("nbd://localhost,read-only=maybe", "Parameter 'read-only' expects 'on' or 'off'"),
+    ("nbd://localhost,cache=none", "Invalid parameter 'cache'"),
+])
+def test_refused(tmp, text, why):
+    vmm.need_kvm()
+    r = subprocess.run([vmm.program(), "--disk", text, "--kernel", vmm.payload()], capture_output=True, text=True,
+                       timeout=20)
+    assert r.returncode == 1 and why in r.stderr, r.stderr
