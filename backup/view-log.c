@@ -137,6 +137,14 @@ static uint32_t clear_run(const uint64_t *v, uint32_t *i, uint32_t end)
 	return last;
 }
 
+/* Once the guest is about to wait for memory, short writes do not spare it anything. */
+static uint64_t longest_write(const struct view *v)
+{
+	if (v->log.memory > view_memory / 4 * 3)
+		return segment_bytes(v);
+	return max_u64(LOG_WRITE, 1ull << v->bits);
+}
+
 static int write_segment(struct view *v, struct segment *s)
 {
 	uint64_t not_wanted[DEAD_WORDS];
@@ -145,7 +153,7 @@ static int write_segment(struct view *v, struct segment *s)
 
 	memcpy(not_wanted, s->dead, sizeof(not_wanted));
 	while (!rc && (end = clear_run(not_wanted, &i, s->filled)) > i) {
-		uint64_t bytes = min_u64((uint64_t)(end - i) << v->bits, max_u64(LOG_WRITE, 1ull << v->bits));
+		uint64_t bytes = min_u64((uint64_t)(end - i) << v->bits, longest_write(v));
 
 		rc = io_pwrite(v->log.file, s->mem + ((size_t)i << v->bits), bytes,
 			       file_offset(v, s, i), 0);
