@@ -15,6 +15,7 @@
 #include "clients/restore.h"
 #include "clients/serve.h"
 #include "clients/verify.h"
+#include "clients/vm.h"
 #include "common/log.h"
 
 struct verb {
@@ -32,6 +33,10 @@ static const struct verb verbs[] = {
 	{ "verify", "merino verify", verify_main, "prove a backup repository, or say what is damaged" },
 	{ "prune", "merino prune", prune_main, "remove restore points, by number or schedule" },
 	{ "serve", "merino serve", serve_main, "serve a restore point over NBD at once" },
+	{ "run", "merino run", run_main, "run a virtual machine whose disks a merinod serves" },
+	{ "stop", "merino stop", stop_main, "power a virtual machine off" },
+	{ "status", "merino status", status_main, "say which virtual machines run" },
+	{ "console", "merino console", console_main, "connect this terminal with a virtual machine's console" },
 	{ NULL },
 };
 
