@@ -73,6 +73,16 @@ def backup_page():
 
 
 @pytest.fixture(scope="session")
+def run_page():
+    return Page((ROOT / "doc" / "merino-run.1.pod").read_text())
+
+
+@pytest.fixture(scope="session")
+def vmm_page():
+    return Page((ROOT / "doc" / "merino-vmm.1.pod").read_text())
+
+
+@pytest.fixture(scope="session")
 def qmp_page():
     """As the build makes it."""
     template = (ROOT / "doc" / "merinod-qmp.7.pod.in").read_text()

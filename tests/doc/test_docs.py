@@ -48,25 +48,40 @@ def verbs_in(page):
     return set(re.findall(r"^merino (\w+)$", "\n".join(page.part("DESCRIPTION").headings(2)), re.M))
 
 
-def test_verbs_of_merino(merino, merino_page, backup_page):
+def test_verbs_of_merino(merino, merino_page, backup_page, run_page):
     text = tools.run(merino, "--help").stdout.split("verbs:")[1].split("\n\n")[0]
-    assert set(re.findall(r"^  (\w+)", text, re.M)) == verbs_in(merino_page) | verbs_in(backup_page)
-    assert verbs_in(backup_page)
+    assert set(re.findall(r"^  (\w+)", text, re.M)) == \
+        verbs_in(merino_page) | verbs_in(backup_page) | verbs_in(run_page)
+    assert verbs_in(backup_page) and verbs_in(run_page)
 
 
-def test_options_of_the_backup_verbs(merino, backup_page):
+def options_of_verbs(merino, page):
     """A verb's section ends with its long options; all of them are explained in OPTIONS."""
     everything = set()
-    for verb in verbs_in(backup_page):
+    for verb in verbs_in(page):
         options = in_help(tools.run(merino, verb, "--help").stdout)
-        named = backup_page.part(f"merino {verb}", 2).text.split("\nOptions:")[1].split("\n\n")[0]
+        named = page.part(f"merino {verb}", 2).text.split("\nOptions:")[1].split("\n\n")[0]
         assert set(re.findall(r"B<(--[\w-]+)>", named)) | {"--help", "--version"} == \
             {o for o in options if o.startswith("--")}, verb
         everything |= options
-    assert in_page(backup_page) == everything
+    return everything
 
 
-@pytest.mark.parametrize("page", ["merinod.8.pod", "merino.1.pod", "merino-backup.1.pod", "merinod-qmp.7.pod"])
+def test_options_of_the_backup_verbs(merino, backup_page):
+    assert in_page(backup_page) == options_of_verbs(merino, backup_page)
+
+
+def test_options_of_the_machine_verbs(merino, run_page):
+    assert in_page(run_page) == options_of_verbs(merino, run_page)
+
+
+def test_options_of_merino_vmm(merino, vmm_page):
+    options = in_help(tools.run(merino + "-vmm", "--help").stdout)
+    assert len(options) > 15 and in_page(vmm_page) == options
+
+
+@pytest.mark.parametrize("page", ["merinod.8.pod", "merino.1.pod", "merino-backup.1.pod", "merino-run.1.pod",
+                                  "merino-vmm.1.pod", "merinod-qmp.7.pod"])
 def test_pod_is_clean(page, tmp, qmp_page):
     path = ROOT / "doc" / page
     if not path.exists():
@@ -76,9 +91,9 @@ def test_pod_is_clean(page, tmp, qmp_page):
     assert done.returncode == 0 and done.stderr.strip() == f"{path} pod syntax OK."
 
 
-def test_pages_refer_to_pages_that_exist(merinod_page, merino_page, backup_page, qmp_page):
+def test_pages_refer_to_pages_that_exist(merinod_page, merino_page, backup_page, run_page, vmm_page, qmp_page):
     ours = {p.name.split(".pod")[0] for p in (ROOT / "doc").glob("*.pod*")}
-    for page in merinod_page, merino_page, backup_page, qmp_page:
+    for page in merinod_page, merino_page, backup_page, run_page, vmm_page, qmp_page:
         for name, section in re.findall(r"L<(merino[\w-]*)\((\d)\)", page.text):
             assert f"{name}.{section}" in ours
 
