@@ -85,6 +85,7 @@ struct live {
 	unsigned held;
 	bool stamped;			/* since the last sync */
 	bool changed;			/* while it is held */
+	uint64_t lost;			/* bus_guard_lost() when it was last looked at */
 	bool failed;			/* storage did: nothing is protected any more */
 	struct co_mutex syncing;
 	struct live_regions *regions;
@@ -122,6 +123,8 @@ void regions_mark_all(struct live_regions *r);
 
 /* live.c: storage failed. */
 void live_fail(struct live *l, int rc);
+/* Whether pages of the mapped file are gone. */
+bool live_lost(struct live *l);
 /* Something is to be done soon. */
 void live_arm(struct live *l);
 

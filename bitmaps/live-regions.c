@@ -29,6 +29,7 @@
 #include <string.h>
 
 #include "bitmaps/bits.h"
+#include "common/bus-guard.h"
 #include "common/log.h"
 
 #define WORDS (REGIONS_MAX / 64)
@@ -291,6 +292,8 @@ void live_mark(struct node *n, uint64_t off, uint64_t len)
 
 	if (__builtin_expect(!l->regions, 0))
 		return;			/* it is being made */
+	if (__builtin_expect(l->lost != bus_guard_lost(), 0) && live_lost(l) && !l->failed)
+		live_fail(l, -EIO);
 	first = off >> l->regions->bits;
 	last = (off + len - 1) >> l->regions->bits;
 	if (__builtin_expect(first == last && first < REGIONS_MAX && bits_test(l->regions->hot, first), 1))

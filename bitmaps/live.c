@@ -20,6 +20,8 @@
 #include <time.h>
 
 #include "bitmaps/bits.h"
+#include "bitmaps/changes.h"
+#include "common/bus-guard.h"
 #include "common/log.h"
 
 #define SWEEP_NS 5000000000ull
@@ -196,6 +198,20 @@ static void use_area(struct bitmap *b, uint64_t off, uint64_t *bits, uint64_t le
 	b->live = true;
 }
 
+/* Pages that were lost are full of ones, as is what is read of them meanwhile. */
+static void count_again(struct bitmap *b, uint64_t *bits)
+{
+	uint64_t granules = bitmap_granules(b);
+
+	if (!bus_guard_has_lost(b->bits))
+		return;
+	if (granules % 64)
+		bits[granules / 64] &= ~(~0ull << (granules % 64));
+	b->dirty = bits_count(bits, DIV_ROUND_UP(granules, 64));
+	b->changed = true;
+	changes_drop(b);
+}
+
 /* The bits go to memory; where there is none the bitmap does not know any more. */
 static void leave_file(struct bitmap *b)
 {
@@ -203,8 +219,10 @@ static void leave_file(struct bitmap *b)
 	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 		       -1, 0);
 
-	if (p != MAP_FAILED)
+	if (p != MAP_FAILED) {
 		copy_bits(p, b);
+		count_again(b, p);
+	}
 	if (!b->node->live->failed)
 		put_free(b->node->live, b->live_off, b->bits_len);
 	if (p == MAP_FAILED) {
@@ -420,6 +438,16 @@ void live_fail(struct live *l, int rc)
 	io_beside_end(&l->file, true);
 }
 
+bool live_lost(struct live *l)
+{
+	bool any = l->mem && bus_guard_has_lost(l->mem);
+
+	l->lost = bus_guard_lost();
+	for (struct bitmap *b = l->node->bitmaps; b && !any; b = b->next)
+		any = b->live && bus_guard_has_lost(b->bits);
+	return any;
+}
+
 /* With `syncing` held. */
 static int sync_now(struct live *l)
 {
@@ -431,8 +459,12 @@ static int sync_now(struct live *l)
 	int rc = 0;
 
 	l->stamped = false;
+	if (live_lost(l))
+		goto lost;
 	if (l->durable < seq) {
 		memcpy(&h, mapped_table(l, seq), sizeof(h));
+		if (h.bytes > l->table_bytes)
+			goto lost;		/* just now */
 		len = align_up(h.bytes, 512);
 		copy = aligned_alloc(LIVE_PAGE, align_up(len, LIVE_PAGE));
 		if (!copy) {
@@ -455,6 +487,10 @@ static int sync_now(struct live *l)
 	io_file_unref(f);
 	free(copy);
 	return rc;
+
+lost:
+	io_file_unref(f);
+	return -EIO;
 }
 
 int live_sync(struct node *n)

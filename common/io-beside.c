@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/bus-guard.h"
 #include "common/io-sys.h"
 
 #define WRITTEN_MAX (64u << 10)		/* bytes; a larger file is allocated, not written */
@@ -198,7 +199,10 @@ static void end(struct io_beside_job *j)
 static int map(struct io_beside_job *j)
 {
 	j->mem = mmap(NULL, j->len, PROT_READ | PROT_WRITE, MAP_SHARED, j->f->fd, (off_t)j->off);
-	return j->mem == MAP_FAILED ? -errno : 0;
+	if (j->mem == MAP_FAILED)
+		return -errno;
+	bus_guard_add(j->mem, j->len);
+	return 0;
 }
 
 void io_sys_beside(struct io_beside_job *j)
@@ -224,6 +228,7 @@ void io_sys_beside(struct io_beside_job *j)
 		j->rc = map(j);
 		break;
 	case BESIDE_UNMAP:
+		bus_guard_remove(j->mem);
 		munmap(j->mem, j->len);
 		break;
 	}

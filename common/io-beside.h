@@ -4,7 +4,7 @@
  * The image "NAME" has ".NAME.SUFFIX", or "SUFFIX-DEVICE-INODE" in a directory that was
  * given.  Such a file is made under another name, with all its blocks allocated, so that
  * storing into a mapping of it cannot fail on a full disk (but where the file system
- * copies on write it may: SIGBUS), and takes its place whole, by a rename that is durable
+ * copies on write it may: bus-guard.h), and takes its place whole, by a rename that is durable
  * when io_beside_keep() returns: at any instant there is the old one or the new one.
  *
  * What is stored into a mapping outlives the process at once, and is durable after the

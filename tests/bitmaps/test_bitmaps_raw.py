@@ -14,7 +14,7 @@ import pytest
 
 from lib import checkpoints, differential, dirty, tools
 from lib.daemon import DidNotStart
-from lib.dirty import add, ranges, states, verb
+from lib.dirty import add, crash_safe, ranges, states, verb
 
 pytestmark = pytest.mark.merino_only
 
@@ -391,3 +391,26 @@ def test_older_copy_put_back_after_a_kill(daemon, tmp):
     shutil.copy2(tmp / "older", path)
     assert os.stat(path).st_ino == before
     assert "written to by somebody else" in broken(start(daemon, path))
+
+
+def test_file_beside_the_image_is_cut_off(daemon, tmp):
+    """Its mapping has no pages any more: guests go on, and bitmaps have too much rather than too little."""
+    path = image(tmp)
+    d = start(daemon, path)
+    add(d, "b", persistent=True, granularity=512)
+    add(d, "other", granularity=512)
+    assert crash_safe(d, "b")
+    h = d.libnbd()
+    h.pwrite(b"x" * 4096, 0)
+    os.truncate(sidecar(path), 0)
+    h.pwrite(b"y" * 4096, 1 << 20)
+    h.trim(4096, 2 << 20)
+    assert not crash_safe(d, "b")
+    assert states(d)["b"]["count"] == SIZE and states(d)["other"]["count"] == 3 * 4096
+    verb(d, "clear", "b")
+    h.pwrite(b"z" * 512, 5 << 20)
+    assert ranges(d, "b") == [(5 << 20, 512)] and "do not survive a crash" in d.stderr()
+    h.shutdown()
+    d.stop()
+    d = start(daemon, path)
+    assert ranges(d, "b") == [(5 << 20, 512)] and crash_safe(d, "b")
