@@ -150,12 +150,12 @@ static bool make(struct disk_channel *c, struct disk_request *r)
 
 	if (!m)
 		return false;
+	m->request = r;
 	m->bounce = m->data = NULL;
 	m->len = min_u64(r->len - r->made, RANGE_MAX);
 	if (has_data(r) && !place(c, r, m))
 		return false;
 	c->free = m->next;
-	m->request = r;
 	m->off = r->off + r->made;
 	m->sent = m->flush_after = false;
 	m->error = 0;

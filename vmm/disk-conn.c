@@ -48,9 +48,12 @@ static void keep_alive(int fd)
 
 static void tell_loss(struct disk_channel *c, const char *why)
 {
-	if (c->told || c->quiet)
+	int64_t now = disk_now();
+
+	if (c->told || c->quiet || (c->told_at && now < c->told_at + TELL_MS))
 		return;
 	c->told = true;
+	c->told_at = now;
 	log_warning("disk %s: no connection to %s: %s", c->disk->id, c->disk->uri[c->uri],
 		    why ? why : "the server closed it");
 }

@@ -21,6 +21,7 @@ enum {
 	RANGE_MAX = 1 << 30,		/* of one discard or zero */
 	IN_PLACE_MIN = 64 << 10,	/* a shorter run goes through a bounce buffer with others */
 	CONNECT_MS = 5000,		/* for a connection and its handshake */
+	TELL_MS = 5000,			/* between two messages of a connection that breaks again */
 	RETRY_MS_MIN = 5, RETRY_MS_MAX = 200,
 };
 
@@ -51,6 +52,7 @@ struct disk_channel {
 	bool tls;
 	bool quiet;			/* opening: the caller says what went wrong */
 	bool told, told_failing, told_unfit;	/* once each, until it is connected again */
+	int64_t told_at;		/* ms */
 	const char *drop_why;		/* set: the connection is of no use any more */
 	unsigned uri;			/* which one is tried, or used */
 	int64_t deadline;		/* ms: connecting ends, or the next attempt begins */

@@ -233,6 +233,7 @@ int blk_request_begin(struct blk_worker *w, struct blk_queue *q)
 	uint8_t status;
 
 	if (c->out_bytes < sizeof(struct virtio_blk_outhdr) || c->in_bytes == 0) {
+		q->q->broken = true;
 		queue_push(q->q, c->head, 0);
 		return -EINVAL;
 	}

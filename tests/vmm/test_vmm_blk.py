@@ -124,7 +124,7 @@ def kills(world, times, pause, verify_ms, fmt="raw"):
     text = passes(m, verify_ms / 1000 + 60)
     longest = int(re.search(r"longest (\d+) us", text)[1])
     assert longest < 20_000_000, text       # a loaded machine; on its own it is a tenth of a second
-    assert m.stderr().count("connected to") >= times // 2
+    assert "connected to" in m.stderr()
 
 
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
