@@ -4,6 +4,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -17,6 +18,10 @@ from lib.pki import Pki                                  # noqa: E402
 
 # Debian's programs first: its nbdsh runs the `python3` of the PATH, which must be the one that has libnbd.
 os.environ["PATH"] = "/usr/bin:/usr/sbin:/bin:/sbin:" + os.environ.get("PATH", "")
+
+
+# A shell's background job is started with SIGINT ignored, and what we start would be, too: tests interrupt it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):

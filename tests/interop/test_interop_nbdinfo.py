@@ -29,7 +29,7 @@ def test_json(disk):
     want |= {"export-size": layered.SIZE, "is_read_only": False, "is_rotational": False, "block_size_minimum": 1,
              "block_size_maximum": 32 << 20}
     assert {k: export.get(k) for k in want} == want
-    assert sorted(export["contexts"]) == ["base:allocation", "qemu:allocation-depth", BITMAP]
+    assert sorted(export["contexts"]) == ["base:allocation", "merino:changes:b0", "qemu:allocation-depth", BITMAP]
 
 
 def test_text_goes_to_the_end(disk):

@@ -55,7 +55,8 @@ def test_several_contexts_in_one_reply(disk):
 def test_listing_contexts_of_an_export(disk):
     out = nbdsh(disk, "h.opt_list_meta_context(lambda n: print(n))", "h.opt_abort()",
                 before=["h.set_opt_mode(True)"])
-    assert sorted(out.split()) == ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:b0"]
+    assert sorted(out.split()) == ["base:allocation", "merino:changes:b0", "qemu:allocation-depth",
+                                    "qemu:dirty-bitmap:b0"]
 
 
 def test_simple_replies_only(disk):
