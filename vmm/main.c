@@ -19,11 +19,13 @@
 #include "vmm/serial.h"
 #include "vmm/vcpu.h"
 #include "vmm/virtio-net.h"
+#include "vmm/virtio-rng.h"
 
 static struct cmdline cmdline;
 static struct machine machine;
 static struct virtio_net *net[CMDLINE_NETS_MAX];
 static struct disks disks;
+static struct rng *rng;
 static struct loop *loop;
 static struct control *control;
 static struct console *console;
@@ -54,6 +56,7 @@ static void end(void)
 	for (unsigned i = 0; i < CMDLINE_NETS_MAX; i++)
 		virtio_net_end(net[i]);
 	disks_end(&disks);
+	rng_remove(rng);
 	machine_end(&machine);
 }
 
@@ -110,11 +113,14 @@ static pid_t thread_id(unsigned cpu)
 	return machine.vcpu[cpu].tid;
 }
 
+/* The disks, and what every machine has besides. */
 static int add_disks(struct error *err)
 {
 	int rc = disks_parse(&disks, &cmdline.disks, err);
 
-	return rc ? rc : disks_add(&disks, &machine, err);
+	if (!rc)
+		rc = disks_add(&disks, &machine, err);
+	return rc ? rc : rng_add(&machine, &rng, err);
 }
 
 static int add_sockets(struct error *err)

@@ -123,6 +123,8 @@ void run_disk(uint64_t n)
 			 1 << F_INDIRECT);
 	vdev_queue(&dev, &vq, 0);
 	vdev_ok(&dev);
+	if (vq.size < QUEUE_SIZE)
+		fail("the queue has %u places", (uint64_t)vq.size);
 	capacity = *(volatile uint64_t *)dev.config;
 	if (!requests) {
 		requests = take(DEPTH_MAX * sizeof(*requests));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* blk: the payload's words about disks (blk.c has the list). */
+/* blk: the payload's words about disks and random numbers (blk.c and rng.c have the lists). */
 #ifndef GUEST_BLK_H
 #define GUEST_BLK_H
 
@@ -8,6 +8,7 @@
 void run_disk(uint64_t n);
 void run_disk_test(uint64_t n);
 void run_sectors(uint64_t n);
+void run_random(uint64_t n);
 void run_depth(uint64_t n);
 void run_size(uint64_t n);
 void run_verify(uint64_t ms);

@@ -206,6 +206,7 @@ static const struct word {
 	{ "count=", run_count }, { "hang", run_hang },
 	{ "disk=", run_disk }, { "disk-test", run_disk_test }, { "sectors=", run_sectors },
 	{ "depth=", run_depth }, { "size=", run_size }, { "verify=", run_verify }, { "randread=", run_randread },
+	{ "random", run_random },
 	{ "randwrite=", run_randwrite }, { "seqread=", run_seqread }, { "seqwrite=", run_seqwrite },
 };
 

@@ -102,9 +102,8 @@ void vdev_queue(struct vdev *d, struct vq *q, uint16_t index)
 	q->taken = 0;
 	q->avail->flags = 1;		/* no interrupts */
 	COMMON16(d, 22) = index;
-	if (COMMON16(d, 24) < QUEUE_SIZE)
-		fail("queue %u is too short", (uint64_t)index);
-	COMMON16(d, 24) = QUEUE_SIZE;
+	q->size = COMMON16(d, 24) < QUEUE_SIZE ? COMMON16(d, 24) : QUEUE_SIZE;
+	COMMON16(d, 24) = q->size;
 	COMMON32(d, 32) = (uint32_t)(uint64_t)q->desc;
 	COMMON32(d, 36) = 0;
 	COMMON32(d, 40) = (uint32_t)(uint64_t)q->avail;
@@ -122,7 +121,7 @@ void vdev_ok(struct vdev *d)
 
 void vq_offer(struct vq *q, uint16_t head)
 {
-	q->avail->ring[q->avail->idx % QUEUE_SIZE] = head;
+	q->avail->ring[q->avail->idx % q->size] = head;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	q->avail->idx++;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -139,7 +138,7 @@ int vq_done(struct vq *q)
 	if (q->used->idx == q->taken)
 		return -1;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	head = (int)q->used->ring[q->taken % QUEUE_SIZE].id;
+	head = (int)q->used->ring[q->taken % q->size].id;
 	q->taken++;
 	return head;
 }

@@ -5,7 +5,7 @@
 
 #include "payload.h"
 
-#define QUEUE_SIZE 128u
+#define QUEUE_SIZE 128u		/* at most */
 enum { DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4 };
 
 struct desc {
@@ -31,7 +31,7 @@ struct vq {
 	volatile struct avail *avail;
 	volatile struct used *used;
 	volatile uint16_t *doorbell;
-	uint16_t index, taken;		/* taken: of used->idx */
+	uint16_t index, size, taken;	/* taken: of used->idx */
 	uint64_t kicks;
 };
 

@@ -264,3 +264,8 @@ def test_refused(tmp, text, why):
     r = subprocess.run([vmm.program(), "--disk", text, "--kernel", vmm.payload()], capture_output=True, text=True,
                        timeout=20)
     assert r.returncode == 1 and why in r.stderr, r.stderr
+
+
+def test_random(world):
+    """virtio-rng, which every machine has; and a machine without a disk."""
+    assert "random\n" in passes(world.machine("random", wait=False))
