@@ -334,8 +334,8 @@ def test_fleece_dir_and_fleece_max(daemon, tmp, options):
     """The log lies where the options say, also in a sandbox; when it is full the guest does not notice."""
     (tmp / "logs").mkdir()
     (tmp / "images").mkdir()
-    path = tools.create(tmp / "images/d.raw", str(64 * MIB), "raw")
-    tools.qemu_io(path, "write -P 17 0 64M", fmt="raw")
+    path = tools.create(tmp / "images/d.raw", str(128 * MIB), "raw")
+    tools.qemu_io(path, "write -P 17 0 128M", fmt="raw")
     if options:
         options = ["--allow-dir", str(tmp / "images")]
     rig = Rig(daemon, path, "raw", tmp, *options, "--fleece-dir", str(tmp / "logs"), "--fleece-max", "8M")
@@ -344,10 +344,10 @@ def test_fleece_dir_and_fleece_max(daemon, tmp, options):
     h = rig.d.libnbd("then")
     rig.guest.pwrite(bytes(65536), 0)
     assert h.pread(65536, 0) == b"\x11" * 65536
-    for at in range(0, 64 * MIB, MIB):
+    for at in range(0, 128 * MIB, MIB):
         rig.guest.pwrite(b"n" * MIB, at)
     assert refused(h.pread, 512, 0) == "EIO"
-    assert rig.guest.pread(MIB, 63 * MIB) == b"n" * MIB
+    assert rig.guest.pread(MIB, 127 * MIB) == b"n" * MIB
     assert "fleece log is full" in rig.d.stderr()
     rig.cmd("checkpoint-end", {"id": "c", "success": False})
     assert fleece_logs(rig.d) == []
