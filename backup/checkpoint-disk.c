@@ -11,6 +11,8 @@
 #include "common/log.h"
 #include "format/node.h"
 
+#define EPOCH_BITS_MAX (16ull << 23)
+
 /* -- before the instant -------------------------------------------------------- */
 
 static int check_room(const struct node *n, const struct epochs *e, const char *name,
@@ -44,11 +46,24 @@ static uint64_t finest(const struct epochs *e, int i)
 	return g;
 }
 
+/* As fine as those before.  The first has 64 KiB, or more where its bits would take more than
+ * 16 MiB: there are several epochs, and a disk may have 1 PiB. */
+static uint64_t epoch_granularity(const struct node *n, const struct epochs *e)
+{
+	uint64_t g = finest(e, epochs_newest(e));
+
+	if (g || DIV_ROUND_UP(n->size, 65536ull) <= EPOCH_BITS_MAX)
+		return g;
+	for (g = 65536; DIV_ROUND_UP(n->size, g) > EPOCH_BITS_MAX;)
+		g *= 2;
+	return g;
+}
+
 /* It records from the instant on: so it is empty then, and nothing is to be cleared.
  * Where the storage cannot keep bitmaps, the checkpoint lives as long as the node. */
 static int add_epoch(struct checkpoint_disk *d, const struct epochs *e, struct error *err)
 {
-	uint64_t g = finest(e, epochs_newest(e));
+	uint64_t g = epoch_granularity(d->node, e);
 	char name[LABEL_SIZE];
 	int rc;
 

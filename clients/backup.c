@@ -237,5 +237,8 @@ int backup_main(int argc, char **argv)
 			pull_die_of_signal();
 		return EXIT_FAILURE;
 	}
-	return fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+	if (fflush(stdout) == 0)
+		return EXIT_SUCCESS;
+	log_error("the restore point %s is good, but could not be told: %s", b.point, strerror(errno));
+	return EXIT_FAILURE;
 }

@@ -27,9 +27,12 @@ int sink_check(const struct pull_options *o, struct error *err)
 {
 	struct stat st;
 	bool there = lstat(o->out, &st) == 0;
+	size_t n = strlen(o->out);
 
 	if (!there && errno != ENOENT)
 		return error_errno(err, -errno, "%s", o->out);
+	if (n && o->out[n - 1] == '/')
+		return error_set(err, -EISDIR, "%s: a directory's name; say what the file is called", o->out);
 	if (o->onto)
 		return there ? 0 : error_errno(err, -ENOENT, "%s", o->out);
 	if (there && S_ISREG(st.st_mode) && !o->force)
