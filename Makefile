@@ -59,7 +59,7 @@ $(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libmerino.a $(BUILD)/libserver.a
 # Those of the virtual machine: with vmm/ but its main, and common/.
 $(BUILD)/tests/test-vmm-%: tests/unit/test-vmm-%.c $(BUILD)/libvmm.a $(BUILD)/libmerino.a
 	@mkdir -p $(@D)
-	$(call say,CC)$(CC) $(ALL_CFLAGS) -MMD -MP -o $@ $^ $(LIBS) -lcmocka
+	$(call say,CC)$(CC) $(ALL_CFLAGS) -MMD -MP -o $@ $(filter %.c %.a,$^) $(LIBS) -lcmocka
 $(BUILD)/libserver.a: $(filter-out %/main.o,$(call objs,nbd-server))
 	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
 unit: $(UNIT) guest			## the unit tests' programs
@@ -83,7 +83,7 @@ $(BUILD)/fuzz/%: tests/fuzz/fuzz-%.c $(BUILD)/libmerino.a $(BUILD)/libserver.a
 	$(call say,CC)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer -MMD -MP -o $@ $< $(BUILD)/libserver.a $(BUILD)/libmerino.a $(LIBS)
 $(BUILD)/fuzz/vmm-%: tests/fuzz/fuzz-vmm-%.c $(BUILD)/libvmm.a $(BUILD)/libmerino.a
 	@mkdir -p $(@D)
-	$(call say,CC)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer -MMD -MP -o $@ $^ $(LIBS)
+	$(call say,CC)$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer -MMD -MP -o $@ $(filter %.c %.a,$^) $(LIBS)
 fuzz-programs: $(FUZZ)
 fuzzers:				## the fuzz targets' programs
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)-fuzz CC="$(FUZZ_CC)" CFLAGS="-O1 -g -fno-omit-frame-pointer" \

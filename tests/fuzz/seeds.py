@@ -75,6 +75,30 @@ def vmm_net():
     put("vmm-net", "shared", b"\2\1\2" + room + frame + b"\1\0" + struct.pack(">H", 60))
 
 
+def vmm_blk():
+    """Steps: a header (0), a chain (3), the doorbell (7), registers (9, 10), configuration space (11, 12)."""
+    def header(kind, sector, where=0):
+        return struct.pack(">BBHH", 0, kind, sector, where)
+
+    def chain(head, *pieces, indirect=False):
+        return bytes([3, len(pieces) - 1 | (8 if indirect else 0), head]) + b"".join(
+            struct.pack(">BH", kind, where) for kind, where in pieces)
+    read = header(0, 3) + chain(0, (1, 0), (4 | 64, 256), (2 | 64, 4))
+    write = header(1, 3) + chain(4, (1, 0), (4, 256), (2 | 64, 4))
+    put("vmm-blk", "read", read + b"\7")
+    put("vmm-blk", "write", write + b"\7")
+    put("vmm-blk", "both", read + write + b"\7\7" + read + b"\7")
+    put("vmm-blk", "indirect", header(1, 9) + chain(0, (1, 0), (4, 99), (4, 256), (2 | 64, 4), indirect=True) + b"\7")
+    put("vmm-blk", "flush", header(4, 0) + chain(2, (1, 0), (2 | 64, 4)) + b"\7")
+    put("vmm-blk", "id", header(8, 0) + chain(2, (1, 0), (4 | 64, 64), (2 | 64, 4)) + b"\7")
+    put("vmm-blk", "zeroes", header(13, 0) + chain(2, (1, 0), (1, 8), (2 | 64, 4)) + b"\7")
+    put("vmm-blk", "no-status", header(0, 3) + chain(0, (1, 0)) + b"\7")
+    put("vmm-blk", "registers", b"".join(bytes([9 | 16 * size, 0, at]) + bytes(1 << size) for at in range(0, 56, 2)
+                                         for size in (0, 1, 2)) + read + b"\7\16" + read + b"\7")
+    put("vmm-blk", "restart", read + b"\7\x1f" + read + b"\7\x0f")
+    put("vmm-blk", "bar", b"\x2b\x10\xff\xff\xff\xff\x2c\x10\x2b\x10\xc1\0\0\0" + read + b"\7")
+
+
 def sh(*argv):
     subprocess.run([str(a) for a in argv], check=True, stdout=subprocess.DEVNULL)
 
@@ -328,5 +352,5 @@ def repo():
 
 
 if __name__ == "__main__":
-    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp, repo, vmm_queue, vmm_net:
+    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp, repo, vmm_queue, vmm_blk, vmm_net:
         make()
