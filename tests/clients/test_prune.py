@@ -235,7 +235,7 @@ def test_killed(tmp, merino, calls):
     r = repository.Repository(tmp / "repo")
     for n in range(1, 5):
         r.add(f"p{n}", {"vda": (MIB, [(n * CHUNK, pattern.block(n, CHUNK)), (CHUNK * 9, pattern.block(n, 700))])})
-    assert kill_everywhere(merino, tmp, r, ["p3", "p4"], calls, 5) > 1
+    assert kill_everywhere(merino, tmp, r, ["p3", "p4"], calls, 11) > 1
 
 
 @pytest.mark.soak
