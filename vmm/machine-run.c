@@ -14,6 +14,7 @@
 
 #include "common/log.h"
 #include "vmm/boot.h"
+#include "vmm/cmos.h"
 #include "vmm/interrupts.h"
 #include "vmm/machine.h"
 #include "vmm/pci.h"
@@ -102,6 +103,7 @@ void machine_reset(struct machine *m)
 	pthread_mutex_lock(&m->lock);
 	pci_reset(m);
 	platform_reset(m);
+	cmos_reset(m);
 	serial_reset(m);
 	interrupts_reset(m);
 	pthread_mutex_unlock(&m->lock);

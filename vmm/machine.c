@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "vmm/boot.h"
+#include "vmm/cmos.h"
 #include "vmm/interrupts.h"
 #include "vmm/pci.h"
 #include "vmm/platform.h"
@@ -139,6 +140,8 @@ int machine_make(struct machine *m, const struct machine_config *c, struct error
 	if (!rc)
 		rc = platform_start(m, err);
 	if (!rc)
+		rc = cmos_start(m, err);
+	if (!rc)
 		rc = pci_start(m, err);
 	if (!rc)
 		rc = vcpus_make(m, err);
@@ -156,6 +159,7 @@ void machine_end(struct machine *m)
 {
 	vcpus_end(m);
 	pci_end(m);
+	cmos_end(m);
 	platform_end(m);
 	interrupts_end(m);
 	close_fd(&m->vm);

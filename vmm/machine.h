@@ -28,6 +28,7 @@
 #include "vmm/bus.h"
 #include "vmm/memory.h"
 
+struct cmos;
 struct interrupts;
 struct pci_bus;
 struct platform;
@@ -65,6 +66,7 @@ struct machine {
 	struct bus pio, mmio;
 	struct interrupts *interrupts;
 	struct platform *platform;	/* ACPI registers, reset */
+	struct cmos *cmos;
 	struct pci_bus *pci;
 	struct serial *serial;
 	struct vcpu *vcpu;

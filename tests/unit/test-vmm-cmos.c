@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* The clock on ports 70 and 71, as firmware and kernels read it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <cmocka.h>
+
+#include <time.h>
+
+#include "vmm/cmos.h"
+#include "vmm/machine.h"
+
+static const struct machine_config config = { .vcpus = 3 };
+static struct machine machine;
+
+static int start(void **state)
+{
+	machine = (struct machine){ .config = &config };
+	machine.memory = (struct memory){ .fd = -1, .low = MEMORY_HOLE, .high = 0x123450000 };
+	return cmos_start(&machine, NULL);
+}
+
+static int end(void **state)
+{
+	cmos_end(&machine);
+	return machine.pio.regions ? -1 : 0;
+}
+
+static unsigned get(unsigned i)
+{
+	bus_write(&machine.pio, CMOS_PORT, 1, i);
+	return (unsigned)bus_read(&machine.pio, CMOS_PORT + 1, 1);
+}
+
+static int number(unsigned i)
+{
+	unsigned b = get(i);
+
+	assert_true((b & 15) < 10 && b >> 4 < 10);
+	return (int)(b >> 4) * 10 + (int)(b & 15);
+}
+
+static void test_time(void **state)
+{
+	struct tm t = { 0 };
+	time_t before = time(NULL), is;
+
+	assert_int_equal(get(0x8a) & 0x80, 0);		/* NMIs off: the same register A */
+	t.tm_sec = number(0);
+	t.tm_min = number(2);
+	t.tm_hour = number(4);
+	t.tm_mday = number(7);
+	t.tm_mon = number(8) - 1;
+	t.tm_year = number(9) + 100 * number(0x32) - 1900;
+	is = timegm(&t);
+	assert_in_range(is, before, time(NULL));
+	assert_int_equal(number(6), gmtime(&is)->tm_wday + 1);
+	assert_int_equal(get(0x0b), 2);
+	assert_int_equal(get(0x0d), 0x80);
+}
+
+/* Once A is read the registers stand, whatever the time. */
+static void test_one_instant(void **state)
+{
+	get(0x0a);
+	((struct cmos_state *)machine.cmos)->shown = 951782399;	/* 2000-02-28 23:59:59 */
+	assert_int_equal(get(4), 0x23);
+	assert_int_equal(get(2), 0x59);
+	assert_int_equal(get(7), 0x28);
+	assert_int_equal(get(8), 0x02);
+	assert_int_equal(get(9), 0x00);
+	assert_int_equal(get(0x32), 0x20);
+}
+
+static void test_memory(void **state)
+{
+	assert_int_equal(get(0x15) | get(0x16) << 8, 640);
+	assert_int_equal(get(0x17) | get(0x18) << 8, 0xffff);
+	assert_int_equal(get(0x34) | get(0x35) << 8, (MEMORY_HOLE - (16 << 20)) >> 16);
+	assert_int_equal(get(0x5b) | get(0x5c) << 8 | get(0x5d) << 16, 0x12345);
+	assert_int_equal(get(0x5f), 2);
+}
+
+/* What the guest stores stays until a reset; the clock does not move; odd accesses do nothing. */
+static void test_writes(void **state)
+{
+	get(0x40);
+	bus_write(&machine.pio, CMOS_PORT + 1, 1, 0x5a);
+	assert_int_equal(get(0x40), 0x5a);
+	get(0x0d);
+	bus_write(&machine.pio, CMOS_PORT + 1, 1, 0);
+	assert_int_equal(get(0x0d), 0x80);
+	assert_int_equal(bus_read(&machine.pio, CMOS_PORT, 2), 0xff);
+	get(0xff);
+	bus_write(&machine.pio, CMOS_PORT + 1, 1, 1);
+	assert_int_equal(get(0x7f), 1);
+	cmos_reset(&machine);
+	assert_int_equal(get(0x40), 0);
+	assert_int_equal(get(0x5f), 2);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_time),
+		cmocka_unit_test(test_one_instant),
+		cmocka_unit_test(test_memory),
+		cmocka_unit_test(test_writes),
+	};
+
+	return cmocka_run_group_tests(tests, start, end);
+}
