@@ -37,6 +37,8 @@ static const struct verb verbs[] = {
 	{ "stop", "merino stop", stop_main, "power a virtual machine off" },
 	{ "status", "merino status", status_main, "say which virtual machines run" },
 	{ "console", "merino console", console_main, "connect this terminal with a virtual machine's console" },
+	{ "freeze", "merino freeze", freeze_main, "bring a guest's file systems to rest, for a while" },
+	{ "thaw", "merino thaw", thaw_main, "let a guest's file systems go on" },
 	{ NULL },
 };
 

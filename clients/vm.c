@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 static const char *const files[] = {
-	"qmp", "serial", "agent", "merinod.qmp", "nbd", "merinod.pid", "log", NULL
+	"qmp", "serial", "agent", "merinod.qmp", "nbd", "merinod.pid", "frozen", "log", NULL
 };
 
 void vm_file(const struct vm *vm, const char *name, char out[PATH_MAX])

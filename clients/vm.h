@@ -7,6 +7,7 @@
  *		serial		its console, when it was started with --detach
  *		agent		its guest agent
  *		merinod.qmp, nbd, merinod.pid	of the merinod that was started for it
+ *		frozen		while its guest is frozen: freeze.c
  *		log		what the programs said, with --detach
  */
 #ifndef MERINO_VM_H
@@ -53,5 +54,7 @@ int run_main(int argc, char **argv);
 int stop_main(int argc, char **argv);
 int status_main(int argc, char **argv);
 int console_main(int argc, char **argv);
+int freeze_main(int argc, char **argv);
+int thaw_main(int argc, char **argv);
 
 #endif
