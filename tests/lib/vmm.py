@@ -55,7 +55,7 @@ class Vmm:
     def answers(self):
         try:
             self.qmp
-        except ConnectionRefusedError:
+        except (ConnectionError, AssertionError):        # of one that was killed, perhaps
             return False
         return True
 
