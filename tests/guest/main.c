@@ -10,6 +10,7 @@
  *	fault		a triple fault, once
  *	button		waits for the power button
  *	echo		sends back what comes over the serial line, up to a 'q'
+ *	flood=N		prints N KiB
  *	count=N		counts to N million; prints how long it took
  *	hang		for ever
  * and those of blk.c.
@@ -142,6 +143,12 @@ static void run_echo(uint64_t n)
 	say("\n");
 }
 
+static void run_flood(uint64_t n)
+{
+	for (uint64_t i = 0; i < n * 16; i++)
+		say("%d xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\n", 100000 + i);
+}
+
 static void run_count(uint64_t n)
 {
 	uint64_t from = rdtsc(), left = n * 1000000;
@@ -203,6 +210,7 @@ static const struct word {
 	{ "map", run_map }, { "memory", run_memory }, { "initrd", run_initrd },
 	{ "cpuid", run_cpuid }, { "cpus=", run_cpus }, { "resets=", run_resets },
 	{ "fault", run_fault }, { "button", run_button }, { "echo", run_echo },
+	{ "flood=", run_flood },
 	{ "count=", run_count }, { "hang", run_hang },
 	{ "disk=", run_disk }, { "disk-test", run_disk_test }, { "sectors=", run_sectors },
 	{ "depth=", run_depth }, { "size=", run_size }, { "verify=", run_verify }, { "randread=", run_randread },
