@@ -28,6 +28,7 @@
 #define RING 65536u
 #define PIECE 1024u
 #define HELD 4096u
+#define GATHER 500000u			/* ns */
 #define PATIENCE 1000000000u		/* ns */
 
 struct line {
@@ -198,6 +199,9 @@ static void writer(void *arg)
 	while (!l->ending) {
 		if (l->out < 0 || is_empty(l)) {
 			co_queue_wait(&l->waiters);
+			/* Guests send byte by byte: more comes with the first. */
+			if (!l->ending)
+				io_sleep(l->io, GATHER);
 			continue;
 		}
 		l->writing = true;
