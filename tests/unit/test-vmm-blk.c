@@ -139,7 +139,7 @@ static void test_edges(void **state)
 	assert_int_equal(one(&g, VIRTIO_BLK_T_WRITE_ZEROES, 0, 0), VIRTIO_BLK_S_IOERR);
 	assert_int_equal(one(&g, VIRTIO_BLK_T_IN, 0, 511), VIRTIO_BLK_S_IOERR);
 	assert_int_equal(one(&g, 99, 0, 512), VIRTIO_BLK_S_UNSUPP);
-	assert_int_equal(g.s.requests, 0);
+	assert_int_equal(__atomic_load_n(&g.s.requests, __ATOMIC_SEQ_CST), 0);
 	/* The second of two ranges is wrong: neither is done. */
 	z = (struct virtio_blk_discard_write_zeroes){ 0, 8, 0 };
 	memcpy(data(&g, 0), &z, sizeof(z));
@@ -162,7 +162,7 @@ static void test_ranges(void **state)
 	assert_int_equal(one(&g, VIRTIO_BLK_T_WRITE_ZEROES, 0, sizeof(z)), VIRTIO_BLK_S_OK);
 	for (unsigned i = 0; i < 8; i++)
 		assert_int_equal(g.s.disk[i * 512], i == 0 || i == 4 || i == 5 ? 0 : 7);
-	assert_int_equal(g.s.requests, 2);
+	assert_int_equal(__atomic_load_n(&g.s.requests, __ATOMIC_SEQ_CST), 2);
 	end(&g);
 }
 
@@ -227,7 +227,7 @@ static void loop(struct rig *g)
 }
 static void ahead(struct rig *g)
 {
-	g->r.avail->idx += 65;
+	__atomic_add_fetch(&g->r.avail->idx, 65, __ATOMIC_RELEASE);
 }
 
 /* The device asks for a reset, what it had is completed once, and a reset heals it. */
@@ -249,7 +249,7 @@ static void test_broken(void **state)
 			usleep(500);
 		assert_true(rig_status(&g.m) & VIRTIO_CONFIG_S_NEEDS_RESET);
 		usleep(20000);
-		assert_int_equal(g.r.used->idx, 1);
+		assert_int_equal(rig_done(&g.r), 1);
 		assert_int_equal(status(&g, 1), 0xff);
 		rig_reset(&g.m);
 		assert_int_equal(rig_status(&g.m), 0);
@@ -268,7 +268,7 @@ static void test_twice(void **state)
 	struct rig g;
 
 	start(&g, "");
-	g.s.stall = 1;
+	__atomic_store_n(&g.s.stall, 1, __ATOMIC_SEQ_CST);
 	offer(&g, 0, VIRTIO_BLK_T_IN, 0, 512);
 	ring_offer(&g.r, 0);
 	rig_ring(&g.m);
@@ -276,7 +276,7 @@ static void test_twice(void **state)
 		usleep(500);
 	__atomic_store_n(&g.s.stall, 0, __ATOMIC_SEQ_CST);
 	rig_reset(&g.m);
-	assert_int_equal(g.r.used->idx, 0);
+	assert_int_equal(rig_done(&g.r), 0);
 	end(&g);
 }
 
@@ -379,7 +379,7 @@ static void test_replay(void **state)
 	uint8_t seen[21];
 
 	start(&g, "");
-	g.s.cut_after = 5;
+	__atomic_store_n(&g.s.cut_after, 5, __ATOMIC_SEQ_CST);
 	for (unsigned round = 1; round <= 20; round++) {
 		for (unsigned i = 0; i < 21; i++) {
 			memset(data(&g, i), (int)(round + i), 4096);
@@ -395,7 +395,7 @@ static void test_replay(void **state)
 			assert_int_equal(g.s.disk[4096 * i + 4095], (uint8_t)(round + i));
 		}
 	}
-	assert_true(g.s.connections > 20);
+	assert_true(__atomic_load_n(&g.s.connections, __ATOMIC_SEQ_CST) > 20);
 	end(&g);
 }
 
@@ -405,20 +405,20 @@ static void test_errors(void **state)
 	unsigned connections;
 
 	start(&g, "");
-	connections = g.s.connections;
-	g.s.error = 5;
+	connections = __atomic_load_n(&g.s.connections, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g.s.error, 5, __ATOMIC_SEQ_CST);
 	assert_int_equal(one(&g, VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_IOERR);
-	g.s.error = 28;
+	__atomic_store_n(&g.s.error, 28, __ATOMIC_SEQ_CST);
 	assert_int_equal(one(&g, VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_IOERR);
-	g.s.error = 0;
+	__atomic_store_n(&g.s.error, 0, __ATOMIC_SEQ_CST);
 	assert_int_equal(one(&g, VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_OK);
-	assert_int_equal(g.s.connections, connections);
+	assert_int_equal(__atomic_load_n(&g.s.connections, __ATOMIC_SEQ_CST), connections);
 	/* "Shutting down" is no error of the request's: it waits. */
 	__atomic_store_n(&g.s.error, 108, __ATOMIC_SEQ_CST);
 	offer(&g, 0, VIRTIO_BLK_T_OUT, 0, 512);
 	rig_ring(&g.m);
 	usleep(200000);
-	assert_int_equal(g.r.used->idx, g.done);
+	assert_int_equal(rig_done(&g.r), g.done);
 	__atomic_store_n(&g.s.error, 0, __ATOMIC_SEQ_CST);
 	run(&g, 1);
 	assert_int_equal(status(&g, 0), VIRTIO_BLK_S_OK);

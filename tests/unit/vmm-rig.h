@@ -94,14 +94,19 @@ static inline double rig_now(void)
 	return t.tv_sec + t.tv_nsec / 1e9;
 }
 
+static inline uint16_t rig_done(struct ring *r)
+{
+	return __atomic_load_n(&r->used->idx, __ATOMIC_ACQUIRE);
+}
+
 /* Until N requests in all are done, or SECONDS have gone: how many are. */
 static inline uint16_t rig_wait(struct ring *r, uint16_t n, double seconds)
 {
 	double end = rig_now() + seconds;
 
-	while (__atomic_load_n(&r->used->idx, __ATOMIC_ACQUIRE) != n && rig_now() < end)
+	while (rig_done(r) != n && rig_now() < end)
 		usleep(200);
-	return __atomic_load_n(&r->used->idx, __ATOMIC_ACQUIRE);
+	return rig_done(r);
 }
 
 #endif

@@ -59,8 +59,8 @@ static inline void ring_free(struct ring *r)
 
 static inline void ring_offer(struct ring *r, uint16_t head)
 {
-	r->avail->ring[r->avail->idx % r->q.s.size] = head;
-	r->avail->idx++;
+	__atomic_store_n(&r->avail->ring[r->avail->idx % r->q.s.size], head, __ATOMIC_RELAXED);
+	__atomic_add_fetch(&r->avail->idx, 1, __ATOMIC_RELEASE);
 }
 
 static inline void ring_desc(struct vring_desc *d, uint64_t addr, uint32_t len, uint16_t flags,
