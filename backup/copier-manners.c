@@ -10,8 +10,8 @@
  * the thread some time however short it is, and short ones get the job done late.
  *
  * How many bytes are in flight grows a little as long as the guests' requests are not much
- * slower than without us, and shrinks when they are; not to nothing but to two requests,
- * one that is read while the other is written.  How fast they would be is found out by
+ * slower than without us, and shrinks when they are; not to nothing but to one request: of
+ * two, one always stands before the guest's.  How fast they would be is found out by
  * asking: every half second the copier stands still for some milliseconds.
  */
 #include "backup/copier-int.h"
@@ -24,7 +24,7 @@
 #define PROBE_REQUESTS 16u	/* and ends with so many requests */
 #define PIECE_MIN (64u << 10)	/* bytes of a request while a guest is there */
 #define PIECE_FIRST (256u << 10)
-#define PIECE_MAX (512u << 10)
+#define PIECE_MAX (256u << 10)	/* more costs the guest more than it gains us */
 #define BUSY_NS 100000u		/* that a request may hold the thread, */
 #define READ_NS 2000000u	/* and the guest's storage */
 
@@ -48,7 +48,7 @@ static bool guest_is_there(struct copier_manners *m, const struct loop_guests *g
 		m->base_ns = 0;
 		m->probing = false;
 		m->piece = PIECE_FIRST;
-		m->room = 2 * PIECE_FIRST;
+		m->room = PIECE_FIRST;
 		period_begin(m, g, now);
 	}
 	return true;
@@ -84,12 +84,12 @@ static void judge(struct copier *c, const struct loop_guests *g, uint64_t now)
 	struct copier_manners *m = &c->manners;
 	uint64_t n = g->ended - m->ended, ns;
 
-	m->room = max_u64(m->room, 2 * m->piece);
+	m->room = max_u64(m->room, m->piece);
 	if (now - m->since_ns < PERIOD_NS || n < PERIOD_REQUESTS)
 		return;
 	ns = (g->ns - m->ns) / n;
 	if (ns > m->base_ns + m->base_ns / 2)
-		m->room = max_u64(m->room * 3 / 4, 2 * m->piece);
+		m->room = max_u64(m->room * 3 / 4, m->piece);
 	else
 		m->room = min_u64(m->room + m->piece / 4, COPIER_MEMORY);
 	period_begin(m, g, now);
@@ -115,7 +115,7 @@ void copier_make_room(struct copier *c)
 			copier_idle(c, PROBE_NS / 4);
 			continue;
 		}
-		if ((!c->in_flight || c->in_flight + m->piece <= max_u64(m->room, 2 * m->piece)) &&
+		if ((!c->in_flight || c->in_flight + m->piece <= max_u64(m->room, m->piece)) &&
 		    (now - m->probed_ns < PROBE_EVERY_NS || !c->in_flight))
 			return;
 		copier_idle(c, PERIOD_NS);

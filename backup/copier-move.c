@@ -132,9 +132,13 @@ static int get(struct copier *c, void *buf, uint64_t off, uint64_t len)
 	struct node *n = c->o.source;
 	int rc;
 
-	gate_enter(&n->gate);
-	rc = c->o.view ? view_read(c->o.view, buf, off, len) : node_read(n, buf, off, len);
-	gate_leave(&n->gate);
+	if (c->o.view) {
+		rc = view_read(c->o.view, buf, off, len);	/* passes the gate itself */
+	} else {
+		gate_enter(&n->gate);
+		rc = node_read(n, buf, off, len);
+		gate_leave(&n->gate);
+	}
 	copier_took(c, &w, len, true);
 	return rc;
 }
