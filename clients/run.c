@@ -276,12 +276,16 @@ int run_main(int argc, char **argv)
 	char name[65];
 	int rc, fd = -1, code;
 
-	if (go != GO)
+	if (go != GO) {
+		run_disks_clear(&r);
 		return go == EXIT_OK ? EXIT_SUCCESS : EXIT_FAILURE;
+	}
 	default_name(&r, name);
 	rc = vm_find(&r.vm, r.base, r.name ? r.name : name, &err);
-	if (rc == 0 && r.detach && (code = detach(&fd)) >= 0)
+	if (rc == 0 && r.detach && (code = detach(&fd)) >= 0) {
+		run_disks_clear(&r);
 		return code;
+	}
 	pull_signals_hold();
 	if (rc == 0)
 		rc = start(&r, &err);
