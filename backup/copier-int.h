@@ -95,8 +95,7 @@ struct copier {
 
 	uint64_t in_flight;		/* bytes of data that workers are at */
 	struct copier_manners {
-		uint64_t begun;		/* guests' requests, when last looked at … */
-		uint64_t asked_ns;	/* … and when there was a new one */
+		struct loop_guests_watch guests;
 		uint64_t since_ns;	/* this period: its beginning, */
 		uint64_t ended, ns;	/* and what was counted by then */
 		uint64_t base_ns;	/* how long a request takes without us; 0: not known */

@@ -16,7 +16,6 @@
  */
 #include "backup/copier-int.h"
 
-#define QUIET_NS 20000000u	/* without a request for so long: no guest is there */
 #define PERIOD_NS 5000000u	/* how often the room is judged, */
 #define PERIOD_REQUESTS 4u	/* by so many requests at least */
 #define PROBE_EVERY_NS 500000000u
@@ -38,12 +37,10 @@ static void period_begin(struct copier_manners *m, const struct loop_guests *g, 
 /* Notes whether guests ask; a guest that comes anew is not known yet. */
 static bool guest_is_there(struct copier_manners *m, const struct loop_guests *g, uint64_t now)
 {
-	bool was = m->asked_ns && now - m->asked_ns < QUIET_NS;
+	bool was = loop_guests_recent(&m->guests, now);
 
-	if (g->begun == m->begun && g->begun == g->ended)
-		return was;
-	m->begun = g->begun;
-	m->asked_ns = now;
+	if (!loop_guests_ask(&m->guests, now))
+		return false;
 	if (!was) {
 		m->base_ns = 0;
 		m->probing = false;
@@ -115,8 +112,8 @@ void copier_make_room(struct copier *c)
 			copier_idle(c, PROBE_NS / 4);
 			continue;
 		}
-		if ((!c->in_flight || c->in_flight + m->piece <= max_u64(m->room, m->piece)) &&
-		    (now - m->probed_ns < PROBE_EVERY_NS || !c->in_flight))
+		if (!c->in_flight ||
+		    (c->in_flight + m->piece <= m->room && now - m->probed_ns < PROBE_EVERY_NS))
 			return;
 		copier_idle(c, PERIOD_NS);
 	}
@@ -138,7 +135,7 @@ void copier_took(struct copier *c, struct copier_watch *w, uint64_t len, bool is
 {
 	uint64_t ns = loop_now() - w->begun;
 
-	if (!loop_self() || !c->manners.asked_ns)
+	if (!loop_self() || !c->manners.guests.asked_ns)
 		return;
 	if (w->turn == loop_turn())
 		judge_piece(c, len, ns, BUSY_NS);
@@ -150,7 +147,7 @@ uint64_t copier_piece(const struct copier *c)
 {
 	const struct copier_manners *m = &c->manners;
 
-	if (m->asked_ns && loop_now() - m->asked_ns < QUIET_NS)
+	if (loop_guests_recent(&m->guests, loop_now()))
 		return min_u64(c->chunk, max_u64(m->piece, c->o.compress ? bitmap_granularity(&c->left) : 0));
 	return c->chunk;
 }

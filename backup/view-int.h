@@ -135,7 +135,7 @@ struct view {
 	struct co_queue turn;		/* of long reads, while guests ask; … */
 	unsigned reading;		/* … how many read, … */
 	uint64_t read_ns;		/* … and how long that takes lately */
-	uint64_t guests_begun, guests_ns;	/* guests' requests, and when a new one was seen */
+	struct loop_guests_watch guests;
 	unsigned inside;		/* calls and coroutines that use the view */
 	struct co_queue leaving;
 	struct view_stats stats;

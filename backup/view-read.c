@@ -11,7 +11,6 @@
 #include "backup/view-int.h"
 
 #define MAP_RUNS 64u
-#define QUIET_NS 20000000u	/* without a request for so long: no guest is there */
 #define TURN_FROM (64u << 10)	/* bytes: shorter reads wait for no turn */
 #define TURN_PIECE (256u << 10)
 #define TURNS_SLOW 4u
@@ -151,22 +150,6 @@ static int read_now(struct view *v, void *buf, uint64_t off, size_t len)
 	return rc;
 }
 
-/* Whether guests ask something of the loop, or did a moment ago. */
-static bool guests_ask(struct view *v)
-{
-	const struct loop_guests *g;
-
-	if (!loop_self())
-		return false;
-	g = loop_guests();
-	if (g->begun != v->guests_begun || g->begun != g->ended) {
-		v->guests_begun = g->begun;
-		v->guests_ns = loop_now();
-		return true;
-	}
-	return v->guests_ns && loop_now() - v->guests_ns < QUIET_NS;
-}
-
 static unsigned turns(const struct view *v)
 {
 	return v->read_ns < SLOW_NS ? 1 : TURNS_SLOW;
@@ -204,7 +187,7 @@ int view_read(struct view *v, void *buf, uint64_t off, size_t len)
 		return v->broken ? -EIO : 0;
 	if (!is_wanted(v, off, len) || is_gone(v, off, len))
 		return -EACCES;
-	while (len >= TURN_FROM && !rc && guests_ask(v)) {
+	while (len >= TURN_FROM && !rc && loop_self() && loop_guests_ask(&v->guests, loop_now())) {
 		size_t now = (size_t)min_u64(len, TURN_PIECE);
 
 		rc = read_in_turn(v, buf, off, now);

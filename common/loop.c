@@ -52,6 +52,17 @@ struct loop_guests *loop_guests(void)
 	return &loop_current->guests;
 }
 
+bool loop_guests_ask(struct loop_guests_watch *w, uint64_t now)
+{
+	const struct loop_guests *g = loop_guests();
+
+	if (g->begun == w->begun && g->begun == g->ended)
+		return loop_guests_recent(w, now);
+	w->begun = g->begun;
+	w->asked_ns = now;
+	return true;
+}
+
 void loop_expect_soon(void)
 {
 	loop_current->expect_soon = true;

@@ -66,6 +66,21 @@ struct loop_guests {
 };
 struct loop_guests *loop_guests(void);
 
+/* When guests were last seen to ask; whoever looks has one of his own, zeroes at first. */
+struct loop_guests_watch {
+	uint64_t begun, asked_ns;
+};
+
+#define LOOP_GUESTS_QUIET_NS 20000000u	/* without a request for so long: no guest is there */
+
+static inline bool loop_guests_recent(const struct loop_guests_watch *w, uint64_t now)
+{
+	return w->asked_ns && now - w->asked_ns < LOOP_GUESTS_QUIET_NS;
+}
+
+/* Looks: whether guests ask something of this loop, or did a moment ago. */
+bool loop_guests_ask(struct loop_guests_watch *w, uint64_t now);
+
 /* Runs M->fn on L's thread; any thread may post.  M must stay valid until then. */
 void loop_post(struct loop *l, struct loop_msg *m);
 

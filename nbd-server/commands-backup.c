@@ -83,17 +83,6 @@ const struct qmp_arg args_drive_backup[] = {
 
 /* -- arguments ------------------------------------------------------------------------ */
 
-/* The index of O's KEY in NAMES; ABSENT when it is not there. */
-static int choice(struct json_object *o, const char *key, const char *const *names, int absent)
-{
-	const char *v = qmp_str(o, key);
-	int i = 0;
-
-	while (v && names[i] && strcmp(names[i], v))
-		i++;
-	return v ? i : absent;
-}
-
 static int64_t number(struct json_object *o, const char *key)
 {
 	return json_object_get_int64(json_object_object_get(o, key));
@@ -132,7 +121,7 @@ static int check_bitmap(struct json_object *args, int sync, struct backup_option
 				 "combined with sync mode '%s'", name);
 	if (!o->bitmap && mode)
 		return error_set(err, -EINVAL, "Cannot specify bitmap sync mode without a bitmap");
-	o->bitmap_mode = (enum backup_bitmap_mode)choice(args, "bitmap-mode", bitmap_modes, 0);
+	o->bitmap_mode = (enum backup_bitmap_mode)qmp_choice(args, "bitmap-mode", bitmap_modes, 0);
 	return 0;
 }
 
@@ -169,7 +158,7 @@ static int check_filters(struct json_object *args, struct backup_options *o, str
 	if (o->filter_name && o->sync != BACKUP_NONE)
 		return error_set(err, -ENOTSUP, "filter-node-name: with this sync mode there is no "
 				 "filter above the source");
-	if (choice(args, "on-cbw-error", on_cbw_errors, 1) == 0)
+	if (qmp_choice(args, "on-cbw-error", on_cbw_errors, 1) == 0)
 		return error_set(err, -ENOTSUP, "on-cbw-error=break-guest-write is not supported: "
 				 "the guest comes first");
 	return 0;
@@ -181,14 +170,14 @@ int backup_arguments(struct json_object *args, struct backup_options *o, struct 
 		[SYNC_TOP] = BACKUP_TOP, [SYNC_FULL] = BACKUP_FULL, [SYNC_NONE] = BACKUP_NONE,
 		[SYNC_INCREMENTAL] = BACKUP_BITMAP, [SYNC_BITMAP] = BACKUP_BITMAP,
 	};
-	int sync = choice(args, "sync", sync_modes, 0), rc;
+	int sync = qmp_choice(args, "sync", sync_modes, 0), rc;
 
 	o->id = qmp_str(args, "job-id");
 	o->sync = modes[sync];
 	o->compress = qmp_bool(args, "compress", false);
 	o->discard_source = qmp_bool(args, "discard-source", false);
-	o->on_source_error = (enum job_on_error)choice(args, "on-source-error", on_errors, 0);
-	o->on_target_error = (enum job_on_error)choice(args, "on-target-error", on_errors, 0);
+	o->on_source_error = (enum job_on_error)qmp_choice(args, "on-source-error", on_errors, 0);
+	o->on_target_error = (enum job_on_error)qmp_choice(args, "on-target-error", on_errors, 0);
 	o->auto_finalize = qmp_bool(args, "auto-finalize", true);
 	o->auto_dismiss = qmp_bool(args, "auto-dismiss", true);
 	rc = check_bitmap(args, sync, o, err);

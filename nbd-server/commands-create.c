@@ -117,17 +117,6 @@ struct creation {
 	struct error bad;		/* found before the job began; code 0: nothing */
 };
 
-/* The index of O's KEY in NAMES. */
-static int choice(struct json_object *o, const char *key, const char *const *names)
-{
-	const char *v = qmp_str(o, key);
-	int i = 0;
-
-	while (v && names[i] && strcmp(names[i], v))
-		i++;
-	return v ? i : 0;
-}
-
 static int still_wanted(void *arg)
 {
 	return job_pause_point(arg);
@@ -140,7 +129,7 @@ static int create_file(struct job *j, struct error *err)
 	};
 	struct creation *c = j->data;
 	struct json_object *o = c->options;
-	int mode = choice(o, "preallocation", preallocations);
+	int mode = qmp_choice(o, "preallocation", preallocations, 0);
 	struct file_create f = {
 		.filename = qmp_str(o, "filename"),
 		.size = qmp_u64(o, "size"),
@@ -178,15 +167,15 @@ static int make_qcow2(struct creation *c, void *arg, struct error *err)
 	struct json_object *o = c->options;
 	struct qcow2_create q = {
 		.size = qmp_u64(o, "size"),
-		.version = qmp_str(o, "version") && !choice(o, "version", versions) ? 2 : 3,
+		.version = qmp_choice(o, "version", versions, 1) ? 3 : 2,
 		.cluster_size = (uint32_t)qmp_u64(o, "cluster-size"),
 		.refcount_bits = (uint32_t)qmp_u64(o, "refcount-bits"),
 		.lazy_refcounts = qmp_bool(o, "lazy-refcounts", false),
-		.zstd = choice(o, "compression-type", compressions) == 1,
+		.zstd = qmp_choice(o, "compression-type", compressions, 0) == 1,
 		.extended_l2 = qmp_bool(o, "extended-l2", false),
 		.data_file_raw = qmp_bool(o, "data-file-raw", false),
-		.preallocation = (enum qcow2_preallocation)choice(o, "preallocation",
-								  preallocations),
+		.preallocation = (enum qcow2_preallocation)qmp_choice(o, "preallocation",
+								      preallocations, 0),
 		.data_file = c->data ? c->data->filename : NULL,
 		.backing_file = qmp_str(o, "backing-file"),
 		.backing_format = qmp_str(o, "backing-fmt"),

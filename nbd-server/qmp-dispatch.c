@@ -67,6 +67,16 @@ const char *qmp_str(struct json_object *args, const char *name)
 	return json_object_object_get_ex(args, name, &v) ? json_object_get_string(v) : NULL;
 }
 
+int qmp_choice(struct json_object *args, const char *name, const char *const *names, int absent)
+{
+	const char *v = qmp_str(args, name);
+	int i = 0;
+
+	while (v && names[i] && strcmp(names[i], v))
+		i++;
+	return v ? i : absent;
+}
+
 bool qmp_bool(struct json_object *args, const char *name, bool absent)
 {
 	struct json_object *v;

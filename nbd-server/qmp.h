@@ -124,6 +124,8 @@ struct qmp_arg *qmp_rows(const struct qmp_arg *rows, const char *const *names);
 /* A string member of checked arguments; NULL when absent.  Belongs to ARGS. */
 const char *qmp_str(struct json_object *args, const char *name);
 bool qmp_bool(struct json_object *args, const char *name, bool absent);
+/* The place of a string member in NAMES, which ends with NULL and has it (checked). */
+int qmp_choice(struct json_object *args, const char *name, const char *const *names, int absent);
 /* A QMP_UINT; 0 when absent.  A negative number is what it is modulo 2^64, as in QEMU. */
 uint64_t qmp_u64(struct json_object *args, const char *name);
 

@@ -8,6 +8,8 @@ import subprocess
 
 import pytest
 
+from lib.nbdserver import Server
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 REPORT = re.compile(r"(Address|Leak|Thread|Memory|UndefinedBehavior)Sanitizer|runtime error:|[Aa]ssertion .*failed")
 
@@ -53,3 +55,17 @@ def merino(tmp):
         pytest.fail(f"{program()} is not built")
     (tmp / "out").mkdir()
     return Merino(tmp / "out")
+
+
+@pytest.fixture
+def serve(tmp):
+    """Starts NBD servers of our own, which answer as a test wants."""
+    servers = []
+
+    def start(content, kind=Server, **kw):
+        s = kind(tmp / f"s{len(servers)}", content, **kw)
+        servers.append(s)
+        return s
+    yield start
+    for s in servers:
+        s.close()

@@ -14,19 +14,6 @@ MIB = 1 << 20
 BITMAP = "qemu:dirty-bitmap:b"
 
 
-@pytest.fixture
-def serve(tmp):
-    servers = []
-
-    def start(content, kind=Server, **kw):
-        s = kind(tmp / f"s{len(servers)}", content, **kw)
-        servers.append(s)
-        return s
-    yield start
-    for s in servers:
-        s.close()
-
-
 def with_status(answer):
     """A server whose block status is answer(context, offset, length)."""
     class Lying(Server):

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from lib import pattern, repository, tools
-from lib.repository import CHUNK, MIB
+from lib.repository import CHUNK, MIB, flip, host_offset
 
 pytestmark = pytest.mark.merino_only
 
@@ -172,23 +172,6 @@ def test_nbd_that_fails(repo, merino, tmp, daemon):
 
 
 # --- what is not proven
-
-
-def flip(path, offset, bit=1):
-    with open(path, "r+b") as f:
-        f.seek(offset)
-        byte = f.read(1)[0]
-        f.seek(offset)
-        f.write(bytes([byte ^ bit]))
-
-
-def host_offset(repo, point, guest, disk="vda"):
-    """Where an image's own data of a guest offset lies in its file."""
-    for e in tools.mapping(repo.file(disk, point)):
-        if e["start"] <= guest < e["start"] + e["length"]:
-            assert e["depth"] == 0
-            return e["offset"] + guest - e["start"]
-    raise AssertionError
 
 
 @pytest.mark.parametrize("name", ["out.raw", "out.qcow2"])

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from lib import pattern, repository, tools
-from lib.repository import CHUNK, MIB
+from lib.repository import CHUNK, MIB, flip, host_offset
 
 pytestmark = pytest.mark.merino_only
 
@@ -17,22 +17,6 @@ pytestmark = pytest.mark.merino_only
 @pytest.fixture
 def repo(tmp):
     return repository.sample(tmp / "repo")
-
-
-def flip(path, offset, bit=1):
-    with open(path, "r+b") as f:
-        f.seek(offset)
-        byte = f.read(1)[0]
-        f.seek(offset)
-        f.write(bytes([byte ^ bit]))
-
-
-def host_offset(repo, point, guest, disk="vda"):
-    for e in tools.mapping(repo.file(disk, point)):
-        if e["start"] <= guest < e["start"] + e["length"]:
-            assert e["depth"] == 0
-            return e["offset"] + guest - e["start"]
-    raise AssertionError
 
 
 def verify(merino, repo, *args, status=0, when=""):

@@ -172,3 +172,20 @@ def sample(path, points=4, size=2 * MIB, disks=("vda",)):
                     (25 * CHUNK + 512 * n, pattern.block(f"{disk}part{n}", 1024))]
         r.add(f"p{n}", {d: (size, writes(d)) for d in disks})
     return r
+
+
+def flip(path, offset, bit=1):
+    with open(path, "r+b") as f:
+        f.seek(offset)
+        byte = f.read(1)[0]
+        f.seek(offset)
+        f.write(bytes([byte ^ bit]))
+
+
+def host_offset(repo, point, guest, disk="vda"):
+    """Where an image's own data of a guest offset lies in its file."""
+    for e in tools.mapping(repo.file(disk, point)):
+        if e["start"] <= guest < e["start"] + e["length"]:
+            assert e["depth"] == 0
+            return e["offset"] + guest - e["start"]
+    raise AssertionError
