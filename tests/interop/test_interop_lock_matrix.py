@@ -5,8 +5,9 @@ Six ways to use one file, each beside each: 36 cells.  QEMU against QEMU says wh
 either side, and on both.
 """
 
+import itertools
 import os
-import signal
+import subprocess
 import time
 
 import pytest
@@ -33,29 +34,29 @@ def files(tmp, monkeypatch):
 class QemuNbd:
     """One use of the file by QEMU."""
 
+    number = itertools.count()
+
     def __init__(self, way):
         name, fmt, writable = WAYS[way]
-        name = {"overlay": f"overlay.{os.getpid()}.{id(self)}"}.get(name, name)
+        n = next(self.number)
+        name = {"overlay": f"overlay.{n}"}.get(name, name)
         if name != WAYS[way][0]:                        # an overlay of one's own: it is the base that matters
             tools.create(name, "1M", backing="image", backing_fmt="qcow2")
-        self.files = [f"{id(self)}.{what}" for what in ("pid", "nbd")]
-        done = tools.run("qemu-nbd", "--fork", "--pid-file", self.files[0], "-k", os.path.abspath(self.files[1]), "-t",
-                         "-f", fmt, *([] if writable else ["-r"]), name, check=False)
-        self.ok = done.returncode == 0
-        assert self.ok or "lock" in done.stderr, done.stderr
+        pid = f"{n}.pid"
+        # Our child, not its own daemon: only wait() says that every thread of it has given its locks back.
+        self.proc = subprocess.Popen(["qemu-nbd", "--pid-file", pid, "-k", os.path.abspath(f"{n}.nbd"), "-t", "-f", fmt,
+                                      *([] if writable else ["-r"]), name], stderr=subprocess.PIPE, text=True)
+        while not os.path.exists(pid) and self.proc.poll() is None:     # it is written when the image is open
+            time.sleep(0.002)
+        self.ok = self.proc.poll() is None
+        if not self.ok:
+            error = self.proc.communicate()[1]
+            assert "lock" in error, error
 
     def end(self):
-        if not self.ok:
-            return
-        pid = int(open(self.files[0]).read())
-        os.kill(pid, signal.SIGKILL)
-        while True:                                     # it is not our child
-            try:
-                if open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z":
-                    return
-            except FileNotFoundError:
-                return
-            time.sleep(0.002)
+        if self.ok:
+            self.proc.kill()
+            self.proc.communicate()
 
 
 class Merinod:
