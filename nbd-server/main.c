@@ -40,7 +40,7 @@
 #include "nbd-server/notify.h"
 #include "nbd-server/process.h"
 #include "nbd-server/state.h"
-#include "nbd-server/user.h"
+#include "common/user.h"
 
 struct daemon the_daemon;
 

@@ -29,7 +29,7 @@
 #include "common/json.h"
 #include "common/loop.h"
 #include "nbd-server/state-int.h"
-#include "nbd-server/user.h"
+#include "common/user.h"
 
 #define STATE_BYTES_MAX (64u << 20)
 #define MAGIC "merinod-state "

@@ -7,7 +7,7 @@
  * listen on can be connected to.  The C library has no wrappers, and Debian 12's
  * headers end at ABI 2: what is newer is given by its number.
  */
-#include "nbd-server/sandbox.h"
+#include "common/sandbox.h"
 
 #include <errno.h>
 #include <fcntl.h>

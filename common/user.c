@@ -5,7 +5,7 @@
  * functions change all threads.  Leaving user 0 takes every capability away; that
  * there is no way back is checked, not believed.
  */
-#include "nbd-server/user.h"
+#include "common/user.h"
 
 #include <errno.h>
 #include <grp.h>
