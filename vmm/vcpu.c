@@ -214,6 +214,7 @@ static int vcpu_make(struct machine *m, unsigned index, struct error *err)
 	struct vcpu *v = &m->vcpu[index];
 	int len = ioctl(m->kvm, KVM_GET_VCPU_MMAP_SIZE, 0), rc;
 	pthread_attr_t attr;
+	char name[16];
 
 	*v = (struct vcpu){ .machine = m, .index = index, .run = MAP_FAILED };
 	v->fd = ioctl(m->vm, KVM_CREATE_VCPU, index);
@@ -238,7 +239,11 @@ static int vcpu_make(struct machine *m, unsigned index, struct error *err)
 	rc = -pthread_create(&v->thread, &attr, vcpu_main, v);
 	pthread_attr_destroy(&attr);
 	v->started = !rc;
-	return rc ? error_errno(err, rc, "cannot start a thread for a vCPU") : 0;
+	if (rc)
+		return error_errno(err, rc, "cannot start a thread for a vCPU");
+	snprintf(name, sizeof(name), "vcpu%u", v->index);
+	pthread_setname_np(v->thread, name);
+	return 0;
 }
 
 int vcpus_make(struct machine *m, struct error *err)

@@ -257,6 +257,7 @@ int blk_worker_start(struct blk_worker *w, struct error *err)
 	if (rc)
 		return error_errno(err, -rc, "thread");
 	w->started = true;
+	pthread_setname_np(w->thread, "disk");
 	return 0;
 }
 
