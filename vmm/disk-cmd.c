@@ -76,6 +76,11 @@ static void release(struct disk_channel *c, struct command *m)
 	c->free = m;
 }
 
+bool cmd_several_sent(const struct disk_channel *c)
+{
+	return c->first && c->first->next && c->first->next->sent;
+}
+
 void cmd_unsend(struct disk_channel *c)
 {
 	for (struct command *m = c->first; m; m = m->next)

@@ -150,15 +150,31 @@ short conn_events(struct disk_channel *c)
 	       (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
 }
 
+static int bytes_there(struct disk_channel *c)
+{
+	int n = 0;
+
+	return ioctl(nbd_aio_get_fd(c->h), FIONREAD, &n) ? 0 : n;
+}
+
+bool disk_may_look(struct disk_channel *c)
+{
+	return c->state == CHANNEL_READY && nbd_aio_get_direction(c->h) == LIBNBD_AIO_DIRECTION_READ;
+}
+
+bool disk_has_answers(struct disk_channel *c)
+{
+	return bytes_there(c) > 0;
+}
+
 /* libnbd takes one reply with each call.  It must not be called when nothing is there: it
  * would wait inside of a reply, and send nothing meanwhile. */
 static void take_replies(struct disk_channel *c)
 {
 	enum { REPLY = 16 };
-	int there = 0;
+	bool several = c->state == CHANNEL_READY && !c->tls && cmd_several_sent(c);
+	int there = several ? bytes_there(c) : 0;
 
-	if (c->tls || c->state != CHANNEL_READY || ioctl(nbd_aio_get_fd(c->h), FIONREAD, &there))
-		there = 0;
 	for (;;) {
 		c->taken_bytes = 0;
 		if (nbd_aio_notify_read(c->h) < 0 || c->taken_bytes == 0)

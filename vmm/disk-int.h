@@ -106,6 +106,7 @@ void cmd_init(struct disk_channel *c);
 void cmd_free(struct disk_channel *c);
 void cmd_send(struct disk_channel *c);	/* makes commands, sends what is unsent */
 void cmd_answers(struct disk_channel *c);	/* after libnbd worked */
+bool cmd_several_sent(const struct disk_channel *c);	/* more than one answer may come */
 void cmd_unsend(struct disk_channel *c);	/* the connection is gone */
 void cmd_fail(struct disk_channel *c, int rc);	/* all; nothing is on a connection */
 

@@ -30,10 +30,7 @@ enum disk_op { DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_DISCARD, DISK_ZERO };
 
 struct disk_request {
 	struct disk_request *next;	/* the channel's */
-	#define DISK_CHANNELS_MAX 16u
-#define DISK_URIS_MAX 8u
-
-enum disk_op op;
+	enum disk_op op;
 	bool fua, may_unmap;
 	uint64_t off, len;		/* bytes */
 	struct iovec *iov;		/* guest memory; stays until done() */
@@ -85,6 +82,10 @@ int disk_poll(struct disk_channel *c, struct pollfd *v, int *timeout_ms);	/* how
 void disk_work(struct disk_channel *c, const struct pollfd *v, int n);
 unsigned disk_in_flight(const struct disk_channel *c);
 bool disk_is_connected(const struct disk_channel *c);
+/* Bytes of the server's wait to be read at what disk_poll() gave last: a look that is quicker than
+ * poll(2), for who waits awake; where there is nothing but answers to wait for. */
+bool disk_may_look(struct disk_channel *c);
+bool disk_has_answers(struct disk_channel *c);
 /* All requests of C fail with -ECANCELED, and its connection is made anew: when it returns,
  * nothing reads or writes guest memory any more.  On its thread. */
 void disk_abandon(struct disk_channel *c);

@@ -65,6 +65,7 @@ struct blk_worker {
 	struct blk_queue *queue[BLK_QUEUES_MAX];
 	struct queue_chain chain;
 	struct iovec iov[QUEUE_SEGMENTS_MAX];
+	bool busy;			/* requests were completed since it last waited */
 	unsigned spin_us;		/* how long it pays to wait awake */
 };
 

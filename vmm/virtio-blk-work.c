@@ -5,7 +5,8 @@
  *
  * Parked, it keeps the connection.  While it is busy it asks for no doorbells; before it
  * sleeps it asks for them and looks once more.  With few requests under way the server's
- * answer is often nearer than a sleep: the thread stays awake for as long as that has paid.
+ * answer, or the guest's next request, is often nearer than a sleep and the wake-up, which for
+ * the guest is an exit: the thread stays awake for as long as that has paid.
  */
 #include "vmm/virtio-blk-int.h"
 
@@ -18,7 +19,7 @@
 
 #include "common/checked.h"
 
-enum { SPIN_US_MAX = 50, SPIN_US_START = 10 };
+enum { SPIN_US_MAX = 50, SPIN_US_START = 10, SPIN_REQUESTS = 2 };
 
 static int64_t now_us(void)
 {
@@ -84,6 +85,7 @@ static void interrupt(struct blk_worker *w)
 
 		if (q->pushed && queue_wants_interrupt(q->q))
 			virtio_interrupt(&w->blk->v, q->index);
+		w->busy |= q->pushed;
 		q->pushed = false;
 	}
 }
@@ -120,33 +122,58 @@ static void gather(struct blk_worker *w, struct waiting *p, bool queues)
 		p->fd[p->n++] = (struct pollfd){ .fd = w->queue[i]->doorbell, .events = POLLIN };
 }
 
-/* Looks at queues and descriptors without sleeping.  True: something came. */
+/* Looks at the queues and for answers without sleeping.  True: something came, and P says so as
+ * poll() would; what else P waits for can wait a turn.
+ *
+ * It adapts: what comes within the limit makes the next look as long, what does not makes it
+ * shorter, down to none; a sleep that turned out to be short makes looking worth a try again. */
 static bool spin(struct blk_worker *w, struct waiting *p)
 {
+	bool in_flight = disk_in_flight(w->channel), answers = false;
 	int64_t end;
 
-	if (!w->spin_us || !disk_in_flight(w->channel) || disk_in_flight(w->channel) > 2)
+	if (!w->spin_us || (in_flight && !disk_may_look(w->channel)))
 		return false;
 	end = now_us() + w->spin_us;
 	do {
-		if (!is_idle(w) || poll(p->fd, p->n, 0) > 0) {
-			w->spin_us = min_u64(w->spin_us + 2, SPIN_US_MAX);
+		answers = in_flight && disk_has_answers(w->channel);
+		if (answers || !is_idle(w)) {
+			w->spin_us = SPIN_US_MAX;
+			p->fd[p->n_channel - 1].revents = answers ? POLLIN : 0;
 			return true;
 		}
+		__builtin_ia32_pause();
 	} while (now_us() < end);
 	w->spin_us /= 2;
 	return false;
 }
 
+/* With many requests under way one sleep brings many answers; with none for a while the guest
+ * has nothing to do. */
+static bool is_soon(struct blk_worker *w)
+{
+	unsigned n = disk_in_flight(w->channel);
+
+	return n ? n <= SPIN_REQUESTS : w->busy;
+}
+
 static void sleep_until(struct blk_worker *w, struct waiting *p)
 {
-	if (p->timeout == 0 || spin(w, p)) {
+	bool soon = is_soon(w);
+	int64_t start = soon ? now_us() : 0;
+
+	w->busy = false;
+	if (p->timeout == 0) {
 		poll(p->fd, p->n, 0);
 		return;
 	}
+	if (soon && spin(w, p))
+		return;
 	doorbells(w, true);
 	poll(p->fd, p->n, is_idle(w) ? p->timeout : 0);
 	doorbells(w, false);
+	if (soon && w->spin_us < SPIN_US_MAX && now_us() - start < 2 * SPIN_US_MAX)
+		w->spin_us = w->spin_us ? min_u64(2 * w->spin_us, SPIN_US_MAX) : SPIN_US_START;
 }
 
 static void after(struct blk_worker *w, struct waiting *p)
