@@ -67,10 +67,12 @@ unit: $(UNIT) guest			## the unit tests' programs
 # The payload that tests boot: no library, no operating system.
 GUEST_CFLAGS = -std=gnu17 -O2 -g -m64 -ffreestanding -fno-pic -mcmodel=small -mno-red-zone \
            -mgeneral-regs-only -fno-stack-protector -fno-asynchronous-unwind-tables $(WARN)
-guest: $(BUILD)/guest/payload
+guest: $(BUILD)/guest/payload $(BUILD)/guest/sector
 $(BUILD)/guest/payload: tests/guest/payload.ld $(patsubst tests/guest/%,$(BUILD)/guest/%.o,$(wildcard tests/guest/*.[cS]))
 	$(call say,LD)$(CC) -m64 -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-z,max-page-size=4096 \
 		-Wl,-z,noexecstack -Wl,--no-warn-rwx-segments -Wl,-T,$< -o $@ $(filter %.o,$^)
+$(BUILD)/guest/sector: $(BUILD)/guest/bios/sector.S.o
+	$(call say,LD)$(LD) -m elf_x86_64 --oformat binary -Ttext 0x7c00 -e 0x7c00 -o $@ $<
 $(BUILD)/guest/%.o: tests/guest/%
 	@mkdir -p $(@D)
 	$(call say,CC)$(CC) $(GUEST_CFLAGS) -MMD -MP -c -o $@ $<

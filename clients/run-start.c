@@ -168,6 +168,7 @@ static int vmm_args(const struct run *r, struct args *a, struct error *err)
 	add_option(a, "--kernel", r->kernel);
 	add_option(a, "--initrd", r->initrd);
 	add_option(a, "--append", r->append);
+	add_option(a, "--bios", r->bios);
 	if (r->paused)
 		add(a, "--paused");
 	for (unsigned i = 0; i < r->n_net; i++)

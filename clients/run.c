@@ -20,7 +20,7 @@
 #include "clients/pull.h"
 #include "common/log.h"
 
-enum { OPT_MEMORY = CLI_LONG, OPT_CPUS, OPT_KERNEL, OPT_INITRD, OPT_APPEND, OPT_NET, OPT_SOCKET, OPT_DETACH,
+enum { OPT_MEMORY = CLI_LONG, OPT_CPUS, OPT_KERNEL, OPT_INITRD, OPT_APPEND, OPT_BIOS, OPT_NET, OPT_SOCKET, OPT_DETACH,
        OPT_PAUSED, NAP_NS = 20000000, END_S = 5, RESTART_S = 1 };
 
 static const struct cli_option table[] = {
@@ -28,9 +28,10 @@ static const struct cli_option table[] = {
 	{ OPT_MEMORY, "memory", "SIZE", "its memory, as 2G (default 1G)" },
 	{ OPT_CPUS, "cpus", "N", "its CPUs (default 1)" },
 	{ 'd', "disk", "DISK", "a file or an NBD URI, and options; may be repeated" },
-	{ OPT_KERNEL, "kernel", "FILE", "boot this kernel" },
+	{ OPT_KERNEL, "kernel", "FILE", "boot this kernel, not the first disk" },
 	{ OPT_INITRD, "initrd", "FILE", "... with this initrd" },
 	{ OPT_APPEND, "append", "TEXT", "... and this command line" },
+	{ OPT_BIOS, "bios", "FILE", "the firmware that boots the first disk (default: SeaBIOS)" },
 	{ OPT_NET, "net", "NET", "a network card, as merino-vmm(1) has it; may be repeated" },
 	{ 'k', "socket", "PATH", "the control socket of the merinod that serves the URIs" },
 	{ OPT_DETACH, "detach", NULL, "leave it running in the background" },
@@ -72,6 +73,7 @@ static enum go take(struct run *r, int id)
 	case OPT_KERNEL: r->kernel = optarg; return GO;
 	case OPT_INITRD: r->initrd = optarg; return GO;
 	case OPT_APPEND: r->append = optarg; return GO;
+	case OPT_BIOS: r->bios = optarg; return GO;
 	case OPT_NET:
 		if (r->n_net == sizeof(r->net) / sizeof(*r->net)) {
 			log_error("too many --net");

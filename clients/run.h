@@ -19,7 +19,7 @@ struct run_disk {
 };
 
 struct run {
-	const char *name, *memory, *cpus, *kernel, *initrd, *append, *socket, *base;
+	const char *name, *memory, *cpus, *kernel, *initrd, *append, *bios, *socket, *base;
 	const char *net[8];
 	unsigned n_net;
 	struct run_disk disk[RUN_DISKS_MAX];

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "vmm/aml.h"
+#include "vmm/fw-cfg.h"
 #include "vmm/le.h"
 #include "vmm/machine.h"
 #include "vmm/platform.h"
@@ -99,7 +100,8 @@ static void pci_root(struct aml *d)
 	aml_ports(d, 0xcf8, 8);
 	aml_bridge_ports(d, 0, 0xcf7);
 	aml_bridge_ports(d, 0xd00, 0xffff);
-	aml_bridge_memory(d, PCI_BAR_BASE, PCI_BAR_END - 1);
+	aml_bridge_memory(d, PCI_BAR_BASE, PCI_ECAM_BASE - 1);
+	aml_bridge_memory(d, PCI_ECAM_BASE + PCI_ECAM_SIZE, PCI_BAR_END - 1);
 	aml_template_close(d, crs);
 	aml_close(d, device);
 }
@@ -115,6 +117,7 @@ static void board(struct aml *d)
 	crs = aml_template(d);
 	aml_memory(d, PCI_ECAM_BASE, PCI_ECAM_SIZE);
 	aml_ports(d, PLATFORM_PM1_EVENT, 12);
+	aml_ports(d, FW_CFG_PORT, FW_CFG_PORTS);
 	aml_template_close(d, crs);
 	aml_close(d, device);
 }

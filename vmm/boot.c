@@ -35,11 +35,11 @@ int boot_open(struct machine *m, struct error *err)
 {
 	const struct machine_config *c = m->config;
 
-	if (c->kernel) {
-		m->kernel = open_file(c->kernel, "kernel", err);
-		if (m->kernel < 0)
-			return m->kernel;
-	}
+	if (!c->kernel)
+		return firmware_open(m, err);
+	m->kernel = open_file(c->kernel, "kernel", err);
+	if (m->kernel < 0)
+		return m->kernel;
 	if (c->initrd) {
 		m->initrd = open_file(c->initrd, "initrd", err);
 		if (m->initrd < 0)
@@ -241,7 +241,7 @@ int boot_load(struct machine *m, struct vcpu_entry *e, struct error *err)
 	int rc;
 
 	if (m->kernel < 0)
-		return error_set(err, -EINVAL, "there is no kernel to boot; give one with --kernel");
+		return firmware_load(m, err);
 	/* What an earlier boot left is not this one's. */
 	memset(memory_at(&m->memory, 0, BOOT_LOW_END), 0, BOOT_LOW_END);
 	memset(memory_at(&m->memory, BOOT_TABLES, BOOT_TABLES_END - BOOT_TABLES), 0,

@@ -70,6 +70,11 @@ static void take_kernel(struct cmdline *c, const char *text)
 	c->machine.kernel = text;
 }
 
+static void take_bios(struct cmdline *c, const char *text)
+{
+	c->machine.firmware = text;
+}
+
 static void take_initrd(struct cmdline *c, const char *text)
 {
 	c->machine.initrd = text;
@@ -152,6 +157,7 @@ static const struct option_def options[] = {
 	  take_kernel },
 	{ "initrd", 'i', "FILE", "the kernel's initrd", take_initrd },
 	{ "append", 'a', "TEXT", "the kernel's command line", take_append },
+	{ "bios", 0, "FILE", "or the firmware that boots a disk; default " FIRMWARE_DEFAULT, take_bios },
 	{ .help = "Devices:" },
 	{ "disk", 'd', "URI[,KEY=VALUE...]",
 	  "a disk: NBD URI, id, serial, read-only, queues, queue-size, reconnect-delay", take_disk },

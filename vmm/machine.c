@@ -11,6 +11,7 @@
 
 #include "vmm/boot.h"
 #include "vmm/cmos.h"
+#include "vmm/fw-cfg.h"
 #include "vmm/interrupts.h"
 #include "vmm/pci.h"
 #include "vmm/platform.h"
@@ -110,6 +111,8 @@ static int check(const struct machine_config *c, struct error *err)
 		return error_set(err, -EINVAL, "number of CPUs must be from 1 to %u", MACHINE_VCPUS_MAX);
 	if (!c->kernel && c->initrd)
 		return error_set(err, -EINVAL, "--initrd only allowed with --kernel option");
+	if (c->kernel && c->firmware)
+		return error_set(err, -EINVAL, "--bios not allowed with --kernel option");
 	if (!c->kernel && c->cmdline)
 		return error_set(err, -EINVAL, "--append only allowed with --kernel option");
 	return 0;
@@ -136,11 +139,15 @@ int machine_make(struct machine *m, const struct machine_config *c, struct error
 	if (!rc)
 		rc = memory_give(m, err);
 	if (!rc)
+		rc = firmware_map(m, err);
+	if (!rc)
 		rc = interrupts_start(m, err);
 	if (!rc)
 		rc = platform_start(m, err);
 	if (!rc)
 		rc = cmos_start(m, err);
+	if (!rc && m->firmware.len)
+		rc = fw_cfg_start(m, err);
 	if (!rc)
 		rc = pci_start(m, err);
 	if (!rc)
@@ -159,6 +166,7 @@ void machine_end(struct machine *m)
 {
 	vcpus_end(m);
 	pci_end(m);
+	fw_cfg_end(m);
 	cmos_end(m);
 	platform_end(m);
 	interrupts_end(m);
@@ -166,5 +174,6 @@ void machine_end(struct machine *m)
 	close_fd(&m->kvm);
 	close_fd(&m->kernel);
 	close_fd(&m->initrd);
+	firmware_end(m);
 	memory_end(&m->memory);
 }

@@ -2,12 +2,12 @@
 /* machine: an x86-64 virtual machine on KVM.
  *
  *	00000000	RAM, to at most c0000000
- *	c0000000	PCI: BARs (32 bit)
- *	e0000000	PCI: configuration space (ECAM), bus 0 only, 1 MiB
+ *	c0000000	PCI: BARs (32 bit), to fec00000
+ *	e0000000	... but here its configuration space (ECAM), bus 0 only, 1 MiB
  *	fec00000	IOAPIC (in the kernel)
  *	fee00000	local APIC (in the kernel)
  *	fffbc000	pages that KVM wants for itself
- *	fffe0000	firmware, when there is one
+ *	fffc0000	firmware, when there is one
  *	1_00000000	the rest of RAM
  *
  *	ports: 20, a0 PIC and 40 PIT (in the kernel); 3f8 serial (IRQ 4); cf8, cfc PCI;
@@ -26,9 +26,11 @@
 #include "common/error.h"
 #include "common/loop.h"
 #include "vmm/bus.h"
+#include "vmm/firmware.h"
 #include "vmm/memory.h"
 
 struct cmos;
+struct fw_cfg;
 struct interrupts;
 struct pci_bus;
 struct platform;
@@ -37,7 +39,7 @@ struct vcpu;
 
 #define MACHINE_VCPUS_MAX 64u
 #define PCI_BAR_BASE 0xc0000000u
-#define PCI_BAR_END 0xe0000000u
+#define PCI_BAR_END 0xfec00000u
 #define PCI_ECAM_BASE 0xe0000000u
 #define PCI_ECAM_SIZE 0x100000u
 
@@ -62,11 +64,13 @@ struct machine {
 	int kvm, vm;			/* descriptors */
 	int kernel, initrd;		/* files; -1: none */
 	struct memory memory;
+	struct firmware firmware;	/* none when a kernel is booted directly */
 	pthread_mutex_t lock;		/* registers of all devices, the buses, interrupt routes */
 	struct bus pio, mmio;
 	struct interrupts *interrupts;
 	struct platform *platform;	/* ACPI registers, reset */
 	struct cmos *cmos;
+	struct fw_cfg *fw_cfg;		/* with firmware */
 	struct pci_bus *pci;
 	struct serial *serial;
 	struct vcpu *vcpu;

@@ -23,6 +23,11 @@ def payload():
     return BUILD / "guest/payload"
 
 
+def sector():
+    """The first sectors of a disk that a BIOS boots."""
+    return BUILD / "guest/sector"
+
+
 def need_kvm():
     """Skips the test where no machine can run."""
     try:
