@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -117,17 +118,23 @@ static int synchronize(struct agent *a, unsigned seconds, struct error *err)
 	return rc;
 }
 
-static int connect_socket(const char *path, struct error *err)
+static int connect_socket(const char *path, unsigned seconds, struct error *err)
 {
 	struct sockaddr_un un = { .sun_family = AF_UNIX };
+	struct timeval patience = { .tv_sec = seconds };
 	int fd, rc;
 
 	if (strlen(path) >= sizeof(un.sun_path))
 		return error_set(err, -ENAMETOOLONG, "%s: longer than a socket's path may be", path);
 	strcpy(un.sun_path, path);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	/* The port has one client, and too many may wait for it. */
+	if (fd >= 0)
+		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
 	if (fd >= 0 && connect(fd, (struct sockaddr *)&un, sizeof(un)) == 0)
 		return fd;
+	if (errno == EAGAIN)
+		errno = ETIMEDOUT;
 	rc = error_errno(err, -errno, "%s", path);
 	if (fd >= 0)
 		close(fd);
@@ -141,7 +148,7 @@ int agent_open(const char *path, unsigned seconds, struct agent **out, struct er
 
 	if (!a)
 		return error_set(err, -ENOMEM, "Out of memory");
-	a->fd = rc = connect_socket(path, err);
+	a->fd = rc = connect_socket(path, seconds, err);
 	a->in = json_stream_new(NULL);
 	if (rc >= 0)
 		rc = a->in ? synchronize(a, seconds, err) : error_set(err, -ENOMEM, "Out of memory");

@@ -19,6 +19,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,10 +28,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clients/quiesce.h"
 #include "common/log.h"
 
 enum { NOTE = 192 };			/* bytes of the lock file */
-enum { LEASE_S = 300, RENEW_NS = 1000000000, CONNECT_MS = 2000 };
+enum { LEASE_S = 300, RENEW_NS = 1000000000, CONNECT_MS = 2000, QUIESCE_S = 30 };
 
 /* --- what the daemon says */
 
@@ -329,6 +331,35 @@ static int name_checkpoint(struct backup *b, struct checkpoint_run *c, struct er
 	return 0;
 }
 
+/* DIR/agent of DIR/qmp: so merino run has it. */
+static const char *agent_beside(const char *socket, char out[PATH_MAX])
+{
+	const char *slash = strrchr(socket, '/');
+
+	snprintf(out, PATH_MAX, "%.*sagent", slash ? (int)(slash + 1 - socket) : 0, socket);
+	return out;
+}
+
+/* checkpoint-begin, the guest being at rest if that is asked for and can be had. */
+static int take_instant(struct backup *b, struct checkpoint_run *c, struct json_object *args,
+			struct json_object **ret, struct error *err)
+{
+	const struct backup_options *o = b->o;
+	char beside[PATH_MAX];
+	const struct quiesce_config config = {
+		.agent = !o->quiesce ? NULL : o->agent ? o->agent : agent_beside(c->socket, beside),
+		.before = o->hook_before, .after = o->hook_after, .limit = o->quiesce_timeout ? o->quiesce_timeout : QUIESCE_S,
+		.repository = o->to, .point = b->point, .socket = c->socket,
+	};
+	bool any = o->quiesce || o->hook_before || o->hook_after;
+	struct quiesce *q = any ? quiesce_begin(&config) : NULL;
+	int rc = qmp_call(c->q, "checkpoint-begin", args, ret, QMP_MAY_STOP, err);
+
+	b->quiesced = quiesce_end(q, progress_now()) && rc == 0;
+	b->consistency = b->quiesced ? "filesystem-consistent" : "crash-consistent";
+	return rc;
+}
+
 static int begin(struct backup *b, struct checkpoint_run *c, struct planned *p, struct error *err)
 {
 	struct json_object *ret = NULL, *disks;
@@ -340,7 +371,7 @@ static int begin(struct backup *b, struct checkpoint_run *c, struct planned *p, 
 		return rc;
 	note_begun(b, c->id);
 	c->begun = true;		/* perhaps, if the answer is lost */
-	rc = qmp_call(c->q, "checkpoint-begin", begin_args(c, p), &ret, QMP_MAY_STOP, err);
+	rc = take_instant(b, c, begin_args(c, p), &ret, err);
 	if (rc == -EREMOTEIO || rc == -ENOSYS)
 		c->begun = false;
 	if (rc < 0)
@@ -361,7 +392,6 @@ static int set_server(struct backup *b, struct checkpoint_run *c, struct error *
 {
 	const char *package = qmp_package(c->q);
 
-	b->consistency = "crash-consistent";
 	free(b->server);
 	/* "merino-0.1.0" is what the daemon's protocol has; people write "merinod 0.1.0". */
 	if (asprintf(&b->server, "%s%s", strncmp(package, "merino-", 7) ? "" : "merinod ",

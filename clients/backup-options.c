@@ -6,6 +6,7 @@
 #include "clients/backup.h"
 #include "clients/cli.h"
 #include "clients/pull-source.h"
+#include "clients/quiesce.h"
 #include "common/log.h"
 #include "common/uri.h"
 
@@ -22,6 +23,10 @@ enum {
 	OPT_TLS_CERTIFICATES,
 	OPT_TLS_PSK_FILE,
 	OPT_TLS_USERNAME,
+	OPT_QUIESCE,
+	OPT_QUIESCE_TIMEOUT,
+	OPT_HOOK_BEFORE,
+	OPT_HOOK_AFTER,
 	OPT_JSON,
 };
 
@@ -39,6 +44,10 @@ static const struct cli_option table[] = {
 	{ 'R', "requests", "N", "requests in flight (default 32)" },
 	{ OPT_TIMEOUT, "timeout", "S", "seconds to go on without an answer or a connection (60)" },
 	{ OPT_MERINOD, "merinod", "FILE", "the daemon for images that nothing has open" },
+	{ OPT_QUIESCE, "quiesce", "[=AGENT]", "--socket: freeze the guest for the instant (default: agent beside it)" },
+	{ OPT_QUIESCE_TIMEOUT, "quiesce-timeout", "S", "seconds that it may be frozen, and a hook may take (30)" },
+	{ OPT_HOOK_BEFORE, "hook-before", "CMD", "--socket: run this before the freeze and the instant" },
+	{ OPT_HOOK_AFTER, "hook-after", "CMD", "--socket: and this after the instant and the thaw" },
 	{ OPT_TLS_CERTIFICATES, "tls-certificates", "DIR", "--socket: X.509 credentials, where the daemon wants TLS" },
 	{ OPT_TLS_PSK_FILE, "tls-psk-file", "FILE", "--socket: or a file with keys" },
 	{ OPT_TLS_USERNAME, "tls-username", "NAME", "--socket: the name whose key that is" },
@@ -115,6 +124,10 @@ static enum pull_go take(struct backup_options *o, int id)
 	case 'C': return take_number(&o->connections, "connections", SOURCE_CONNECTIONS);
 	case 'R': return take_number(&o->requests, "requests", REQUESTS_MAX);
 	case OPT_TIMEOUT: return take_number(&o->timeout, "timeout", TIMEOUT_MAX);
+	case OPT_QUIESCE: o->quiesce = true; o->agent = optarg; return PULL_GO;
+	case OPT_QUIESCE_TIMEOUT: return take_number(&o->quiesce_timeout, "quiesce-timeout", QUIESCE_LIMIT_MAX);
+	case OPT_HOOK_BEFORE: o->hook_before = optarg; return PULL_GO;
+	case OPT_HOOK_AFTER: o->hook_after = optarg; return PULL_GO;
 	case OPT_MERINOD: o->merinod = optarg; return PULL_GO;
 	case OPT_TLS_CERTIFICATES: o->tls_certificates = optarg; return PULL_GO;
 	case OPT_TLS_PSK_FILE: o->tls_psk_file = optarg; return PULL_GO;
@@ -159,6 +172,10 @@ static enum pull_go check(const struct backup_options *o)
 		return bad("--bitmap goes with URIs, and not with --full");
 	if ((o->tls_certificates || o->tls_psk_file || o->tls_username) && !o->socket)
 		return bad("--tls-... goes with --socket; in a URI, say ?tls-certificates=DIR or ?tls-psk-file=FILE");
+	if ((o->quiesce || o->hook_before || o->hook_after) && !o->socket)
+		return bad("--quiesce and --hook-... go with --socket");
+	if (o->quiesce_timeout && !o->quiesce && !o->hook_before && !o->hook_after)
+		return bad("--quiesce-timeout goes with --quiesce and --hook-...");
 	if (o->tls_certificates && o->tls_psk_file)
 		return bad("--tls-certificates and --tls-psk-file do not go together");
 	if (o->tls_username && !o->tls_psk_file)

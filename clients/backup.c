@@ -132,7 +132,7 @@ static void forget(struct backup *b)
 	free(b->server);
 	b->server = NULL;
 	b->total = b->done = b->copied = 0;
-	b->begun = b->rotten = b->grown = false;
+	b->begun = b->rotten = b->grown = b->quiesced = false;
 }
 
 /* From the instant to the manifest; *B holds what was made, or nothing is left of it. */
@@ -185,6 +185,7 @@ static void tell_json(struct backup *b, double seconds)
 	j = repo_point_json(p);
 	json_object_object_add(j, "directory", json_object_new_string(b->o->to));
 	json_object_object_add(j, "seconds", json_object_new_double(seconds));
+	json_object_object_add(j, "quiesced", json_object_new_boolean(b->quiesced));
 	printf("%s\n", json_object_to_json_string_ext(j, JSON_C_TO_STRING_PRETTY |
 						      JSON_C_TO_STRING_NOSLASHESCAPE));
 	json_object_put(j);
@@ -204,7 +205,7 @@ static void tell_person(const struct backup *b, double seconds)
 		       d->reason ? ": " : "", d->reason ? d->reason : "");
 	}
 	size_format(read, sizeof(read), b->copied);
-	printf("%s@%s: %s in %.1f s\n", b->o->to, b->point, read, seconds);
+	printf("%s@%s: %s in %.1f s%s\n", b->o->to, b->point, read, seconds, b->quiesced ? ", quiesced" : "");
 }
 
 int backup_main(int argc, char **argv)

@@ -19,6 +19,10 @@ struct backup_options {
 	const char *name;		/* of the point; NULL: the time */
 	const char *bitmap;		/* NBD URIs: what changed since the last point */
 	const char *tls_certificates, *tls_psk_file, *tls_username;	/* for the daemon's URIs; NULL */
+	bool quiesce;
+	const char *agent;		/* the guest agent's socket; NULL: beside SOCKET */
+	const char *hook_before, *hook_after;	/* commands; NULL */
+	unsigned quiesce_timeout;	/* seconds */
 	const char *merinod;		/* the program; NULL: beside this one, or in PATH */
 	bool full, json, quiet;
 	char compress;			/* see target_open() */
@@ -72,6 +76,7 @@ struct backup {
 	bool doubt_growth;		/* so whatever has grown is a full */
 	int64_t time;			/* the instant */
 	const char *consistency;
+	bool quiesced;			/* the guest's file systems were at rest at the instant */
 	char *server;			/* "merinod 0.1.0", or NULL */
 	struct backup_disk *disk;
 	unsigned n;

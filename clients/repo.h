@@ -62,7 +62,7 @@ struct repo_point {
 	uint64_t sequence;		/* 1, 2, ...: later points have higher ones */
 	int64_t time;			/* seconds since 1970, UTC: the instant */
 	int64_t finished;
-	char *consistency;		/* "crash-consistent" */
+	char *consistency;		/* "crash-consistent", "filesystem-consistent", "unknown" */
 	char *tool, *server;		/* "merino 0.1.0", "merinod 0.1.0"; server may be NULL */
 	char **arguments;		/* of the command that made it; NULL-terminated */
 	uint8_t root[SUMS_HASH];	/* over its disks: repo_point_root() */
