@@ -47,6 +47,7 @@ struct console {
 	struct virtio virtio;		/* first */
 	pthread_mutex_t lock;		/* the queues, while active; taken after machine->lock */
 	bool active;			/* between activate() and reset() */
+	bool resting;			/* the machine is paused */
 	struct console_port port[CONSOLE_PORTS];
 	struct iovec iov[QUEUE_SEGMENTS_MAX];	/* control's */
 	/* The main loop's: */
@@ -65,7 +66,9 @@ static inline unsigned console_out_queue(unsigned port)
 	return console_in_queue(port) + 1;
 }
 
-/* virtio-console.c, under the lock.  The next buffer of queue I: false when there is none. */
+/* virtio-console.c, under the lock.  The device may look at guest memory. */
+bool console_may(const struct console *c);
+/* The next buffer of queue I: false when there is none. */
 bool console_pop(struct console *c, unsigned i, struct queue_chain *chain);
 void console_push(struct console *c, unsigned i, uint16_t head, uint32_t written);
 /* Main loop, without it: sends what is due. */

@@ -73,9 +73,9 @@ static int send_one(struct console_port *p)
 		b->at = 0;
 		b->skip = 0;
 	}
-	if (b->taken)
+	if (b->taken && console_may(c))
 		rc = send_buffer(p);
-	if (b->taken && rc != -EAGAIN) {	/* a client that broke: the rest is dropped */
+	if (b->taken && console_may(c) && rc != -EAGAIN) {	/* a client that broke: the rest is dropped */
 		b->taken = false;
 		console_push(c, queue, b->chain.head, 0);
 		rc = 1;
@@ -112,12 +112,14 @@ static bool has_buffer(struct console_port *p)
 {
 	struct console *c = p->console;
 	struct console_buffer *b = &p->in;
+	bool has;
 
 	pthread_mutex_lock(&c->lock);
 	if (!b->taken && p->guest_open)
 		b->taken = console_pop(c, console_in_queue(p->id), &b->chain);
+	has = b->taken && console_may(c);
 	pthread_mutex_unlock(&c->lock);
-	return b->taken;
+	return has;
 }
 
 /* Bytes, 0 at the end of the stream, -EAGAIN, or -errno. */
@@ -128,7 +130,7 @@ static ssize_t receive(struct console_port *p)
 	ssize_t n = -EAGAIN;
 
 	pthread_mutex_lock(&c->lock);
-	if (b->taken) {
+	if (b->taken && console_may(c)) {
 		struct msghdr msg = {
 			.msg_iov = b->chain.iov + b->chain.n_out, .msg_iovlen = b->chain.n_in,
 		};

@@ -322,6 +322,16 @@ void disk_work(struct disk_channel *c, const struct pollfd *v, int n)
 	} while (c->answered);
 }
 
+void disk_go_on(struct disk_channel *c)
+{
+	int64_t now = disk_now();
+
+	if (c->lost_at)
+		c->lost_at = now;
+	if (c->state == CHANNEL_CONNECTING)
+		c->deadline = now + CONNECT_MS;
+}
+
 void disk_abandon(struct disk_channel *c)
 {
 	if (c->state == CHANNEL_READY && c->first && c->first != c->unsent)

@@ -86,6 +86,8 @@ bool disk_is_connected(const struct disk_channel *c);
  * poll(2), for who waits awake; where there is nothing but answers to wait for. */
 bool disk_may_look(struct disk_channel *c);
 bool disk_has_answers(struct disk_channel *c);
+/* Nobody called disk_work() for a while, on purpose: what waited has its whole time again. */
+void disk_go_on(struct disk_channel *c);
 /* All requests of C fail with -ECANCELED, and its connection is made anew: when it returns,
  * nothing reads or writes guest memory any more.  On its thread. */
 void disk_abandon(struct disk_channel *c);

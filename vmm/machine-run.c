@@ -5,7 +5,7 @@
  *	RUNNING ─the guest powers off▶ SHUTDOWN		run goes nowhere before a reset
  *	RUNNING ─KVM cannot go on▶ INTERNAL_ERROR	the same
  *
- * The guest's clock stands while the machine is paused.
+ * The guest's clock stands while the machine is paused, and its memory does not change.
  */
 #include <errno.h>
 #include <linux/kvm.h>
@@ -62,6 +62,9 @@ void machine_run(struct machine *m)
 		return;
 	clock_go(m);
 	m->state = RUN_RUNNING;
+	pthread_mutex_lock(&m->lock);
+	pci_rest(m, false);
+	pthread_mutex_unlock(&m->lock);
 	vcpus_go(m);
 }
 
@@ -69,6 +72,9 @@ static void stop(struct machine *m, enum run_state s)
 {
 	if (m->state == RUN_RUNNING) {
 		vcpus_park(m);
+		pthread_mutex_lock(&m->lock);
+		pci_rest(m, true);
+		pthread_mutex_unlock(&m->lock);
 		clock_stop(m);
 	}
 	m->state = s;

@@ -98,7 +98,9 @@ int machine_make(struct machine *m, const struct machine_config *c, struct error
 int machine_boot(struct machine *m, struct error *err);
 void machine_end(struct machine *m);		/* stops the vCPUs; frees */
 
-/* Main loop.  Lets the vCPUs run; stops them all (returns when none is in the guest). */
+/* Main loop.  Lets vCPUs and devices run; stops them all: when it returns none is in the guest
+ * and nothing changes its memory.  Disks get a second to answer what is under way; what they do
+ * not answer is held until the machine goes on. */
 void machine_run(struct machine *m);
 void machine_pause(struct machine *m);
 void machine_reset(struct machine *m);		/* devices, vCPUs, boots anew */

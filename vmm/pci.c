@@ -308,6 +308,26 @@ void pci_place_bars(struct machine *m)
 	}
 }
 
+static void rest_all(struct machine *m, enum pci_rest step)
+{
+	for (unsigned i = 0; i < PCI_DEVICES_MAX; i++) {
+		struct pci_device *d = m->pci->device[i];
+
+		if (d && d->class->rest)
+			d->class->rest(d, step);
+	}
+}
+
+void pci_rest(struct machine *m, bool on)
+{
+	if (on) {
+		rest_all(m, REST_BEGIN);
+		rest_all(m, REST_WAIT);
+	} else {
+		rest_all(m, REST_END);
+	}
+}
+
 /* All that the guest could change is 0 again. */
 void pci_reset(struct machine *m)
 {

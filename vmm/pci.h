@@ -21,6 +21,10 @@ struct pci_device;
 #define PCI_CONFIG_BYTES 256u
 #define PCI_VECTORS_MAX 64u		/* of one device */
 
+/* The machine pauses: all devices are asked, then waited for.  From then to REST_END, or to a
+ * reset, none touches guest memory or raises an interrupt for what it did there. */
+enum pci_rest { REST_BEGIN, REST_WAIT, REST_END };
+
 struct pci_class {
 	uint16_t vendor, device, sub_vendor, sub_device;
 	uint8_t revision, class_code[3];	/* programming interface, subclass, class */
@@ -31,6 +35,7 @@ struct pci_class {
 	/* The BAR is at BASE now (0: nowhere): doorbells follow. */
 	void (*moved)(struct pci_device *d, uint64_t base);
 	void (*reset)(struct pci_device *d);
+	void (*rest)(struct pci_device *d, enum pci_rest step);		/* may be NULL */
 	/* May be NULL: configuration space at OFF is about to be read, or was written. */
 	void (*config_access)(struct pci_device *d, unsigned off, unsigned size, bool write);
 };
@@ -80,6 +85,7 @@ bool pci_msix_access(struct pci_device *d, uint64_t off, unsigned size, uint64_t
 bool pci_raise(struct pci_device *d, unsigned i);
 void pci_place_bars(struct machine *m);
 void pci_reset(struct machine *m);
+void pci_rest(struct machine *m, bool on);
 /* One access to configuration space: SIZE is 1, 2 or 4 and OFF a multiple of it. */
 uint32_t pci_config_read(struct pci_device *d, unsigned off, unsigned size);
 void pci_config_write(struct pci_device *d, unsigned off, unsigned size, uint32_t value);

@@ -22,7 +22,7 @@ enum {
 	BLK_RANGE_SECTORS = 1 << 22,	/* the longest of them: 2 GiB */
 	BLK_SEGMENTS = 254,		/* what the guest is told */
 	BLK_IOV = 32,			/* in place; longer lists are allocated */
-	BLK_DRAIN_MS = 1000,		/* a reset waits so long for the server */
+	BLK_DRAIN_MS = 1000,		/* a reset, or a pause, waits so long for the server */
 };
 
 struct blk_worker;
@@ -52,7 +52,7 @@ struct blk_queue {
 	struct blk_request *pool, *free;
 };
 
-enum worker_state { WORKER_PARKED, WORKER_RUNS, WORKER_ENDS };
+enum worker_state { WORKER_PARKED, WORKER_RUNS, WORKER_RESTS, WORKER_ENDS };
 
 struct blk_worker {
 	struct blk *blk;
@@ -67,6 +67,7 @@ struct blk_worker {
 	struct iovec iov[QUEUE_SEGMENTS_MAX];
 	bool busy;			/* requests were completed since it last waited */
 	unsigned spin_us;		/* how long it pays to wait awake */
+	bool waited;			/* for the server, since it ran */
 };
 
 struct blk {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* virtio-blk-work: the thread that serves queues and the connection behind them.
  *
- *	PARKED <-- activate(), reset() --> RUNS --> ENDS
+ *	PARKED <-- activate(), reset() --> RUNS <-- pause --> RESTS	any of them --> ENDS
  *
- * Parked, it keeps the connection.  While it is busy it asks for no doorbells; before it
+ * Parked, it keeps the connection.  At rest it leaves it alone: an answer to a read would go to
+ * the guest's memory.  So it is not dropped either: a server that is slow would do an old write
+ * after newer ones.  While it is busy it asks for no doorbells; before it
  * sleeps it asks for them and looks once more.  With few requests under way the server's
  * answer, or the guest's next request, is often nearer than a sleep and the wake-up, which for
  * the guest is an exit: the thread stays awake for as long as that has paid.
@@ -203,6 +205,7 @@ static void run(struct blk_worker *w)
 {
 	struct waiting p;
 
+	w->waited = false;
 	enter(w, WORKER_RUNS);
 	w->spin_us = SPIN_US_START;
 	doorbells(w, false);
@@ -217,20 +220,41 @@ static void run(struct blk_worker *w)
 	}
 }
 
-/* The requests under way are the old driver's: a moment for the server, then none of them
- * exists any more. */
-static void finish(struct blk_worker *w)
+/* A moment for the server to answer what is under way. */
+static void drain_requests(struct blk_worker *w)
 {
 	int64_t end = now_us() + BLK_DRAIN_MS * 1000;
 	struct waiting p;
 
+	if (w->waited)
+		return;
+	w->waited = true;
 	while (disk_in_flight(w->channel) && disk_is_connected(w->channel) && now_us() < end) {
 		gather(w, &p, false);
 		poll(p.fd, p.n, p.timeout < 0 || p.timeout > 50 ? 50 : p.timeout);
 		after(w, &p);
 	}
+}
+
+/* The requests under way are the old driver's: soon none of them exists any more. */
+static void finish(struct blk_worker *w)
+{
+	drain_requests(w);
 	if (disk_in_flight(w->channel))
 		disk_abandon(w->channel);
+}
+
+static void rest(struct blk_worker *w)
+{
+	struct pollfd p = { .fd = w->control, .events = POLLIN };
+
+	drain_requests(w);
+	interrupt(w);
+	enter(w, WORKER_RESTS);
+	while (wanted(w) == WORKER_RESTS)
+		if (poll(&p, 1, -1) > 0)
+			drain(w->control);
+	disk_go_on(w->channel);
 }
 
 static void park(struct blk_worker *w)
@@ -257,6 +281,9 @@ static void *work(void *arg)
 			break;
 		case WORKER_RUNS:
 			run(w);
+			break;
+		case WORKER_RESTS:
+			rest(w);
 			break;
 		case WORKER_ENDS:
 			finish(w);

@@ -19,15 +19,25 @@ static struct blk *of(struct virtio *v)
 	return (struct blk *)((char *)v - offsetof(struct blk, v));
 }
 
+static void want_all(struct blk *b, enum worker_state s)
+{
+	for (unsigned i = 0; i < b->n_workers; i++)
+		blk_worker_want(&b->worker[i], s);
+}
+
+static void wait_all(struct blk *b, enum worker_state s)
+{
+	for (unsigned i = 0; i < b->n_workers; i++)
+		blk_worker_wait(&b->worker[i], s);
+}
+
 static int activate(struct virtio *v)
 {
 	struct blk *b = of(v);
 
 	b->write_through = !virtio_has(v, VIRTIO_BLK_F_FLUSH);
-	for (unsigned i = 0; i < b->n_workers; i++)
-		blk_worker_want(&b->worker[i], WORKER_RUNS);
-	for (unsigned i = 0; i < b->n_workers; i++)
-		blk_worker_wait(&b->worker[i], WORKER_RUNS);
+	want_all(b, WORKER_RUNS);
+	wait_all(b, WORKER_RUNS);
 	return 0;
 }
 
@@ -35,15 +45,27 @@ static void reset(struct virtio *v)
 {
 	struct blk *b = of(v);
 
-	for (unsigned i = 0; i < b->n_workers; i++)
-		blk_worker_want(&b->worker[i], WORKER_PARKED);
-	for (unsigned i = 0; i < b->n_workers; i++)
-		blk_worker_wait(&b->worker[i], WORKER_PARKED);
+	want_all(b, WORKER_PARKED);
+	wait_all(b, WORKER_PARKED);
+}
+
+static void rest(struct virtio *v, enum pci_rest step)
+{
+	struct blk *b = of(v);
+
+	if (step == REST_BEGIN) {
+		want_all(b, WORKER_RESTS);
+	} else if (step == REST_WAIT) {
+		wait_all(b, WORKER_RESTS);
+	} else {
+		want_all(b, WORKER_RUNS);
+		wait_all(b, WORKER_RUNS);
+	}
 }
 
 static const struct virtio_class blk_class = {
 	.name = "virtio-blk-pci", .id = 2, .class_code = { 0, 0, 1 },
-	.activate = activate, .reset = reset,
+	.activate = activate, .reset = reset, .rest = rest,
 };
 
 /* Capacity is the configuration's first field: one atomic store. */

@@ -30,11 +30,16 @@
 
 /* -- queues; under the lock -------------------------------------------------- */
 
+bool console_may(const struct console *c)
+{
+	return c->active && !c->resting;
+}
+
 static struct queue *usable(struct console *c, unsigned i)
 {
 	struct queue *q = &c->virtio.queue[i];
 
-	return c->active && q->s.enabled && !q->broken ? q : NULL;
+	return console_may(c) && q->s.enabled && !q->broken ? q : NULL;
 }
 
 bool console_pop(struct console *c, unsigned i, struct queue_chain *chain)
@@ -292,7 +297,7 @@ static void console_reset(struct virtio *v)
 	struct console *c = (struct console *)v;
 
 	pthread_mutex_lock(&c->lock);
-	c->active = false;
+	c->active = c->resting = false;
 	for (unsigned i = 0; i < CONSOLE_PORTS; i++) {
 		struct console_port *p = &c->port[i];
 
@@ -303,12 +308,25 @@ static void console_reset(struct virtio *v)
 	pthread_mutex_unlock(&c->lock);
 }
 
+/* Main loop.  The bells make all coroutines look again. */
+static void console_rest(struct virtio *v, enum pci_rest step)
+{
+	struct console *c = (struct console *)v;
+
+	pthread_mutex_lock(&c->lock);
+	c->resting = step != REST_END;
+	pthread_mutex_unlock(&c->lock);
+	for (unsigned i = 0; i < CONSOLE_QUEUES && step == REST_END; i++)
+		ring(v->doorbell[i]);
+}
+
 static const struct virtio_class console_class = {
 	.name = "virtio-serial-pci",
 	.id = VIRTIO_ID_CONSOLE,
 	.class_code = { 0x00, 0x80, 0x07 },	/* a communication controller, of another kind */
 	.activate = console_activate,
 	.reset = console_reset,
+	.rest = console_rest,
 };
 
 /* -- life --------------------------------------------------------------------- */

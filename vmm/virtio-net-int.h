@@ -19,7 +19,7 @@ struct virtio_net {
 	int wake;			/* eventfd: look at what changed */
 
 	pthread_mutex_t lock;		/* all below, the queues' contents and the carrier */
-	bool active, ending;
+	bool active, resting, ending;
 	bool used[NET_QUEUES];		/* something was pushed since the driver was told */
 	bool broke;			/* a queue */
 	struct iovec iov[QUEUE_SEGMENTS_MAX];

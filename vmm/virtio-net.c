@@ -115,15 +115,26 @@ static void reset(struct virtio *v)
 	struct virtio_net *n = (struct virtio_net *)v;
 
 	pthread_mutex_lock(&n->lock);
-	n->active = false;
+	n->active = n->resting = false;
 	n->broke = false;
 	n->used[NET_RX] = n->used[NET_TX] = false;
 	pthread_mutex_unlock(&n->lock);
 }
 
+/* The world goes on meanwhile: frames for the guest wait in a tap device, libslirp loses them. */
+static void rest(struct virtio *v, enum pci_rest step)
+{
+	struct virtio_net *n = (struct virtio_net *)v;
+
+	pthread_mutex_lock(&n->lock);
+	n->resting = step != REST_END;
+	pthread_mutex_unlock(&n->lock);
+	wake(n);
+}
+
 static const struct virtio_class class = {
 	.name = "virtio-net-pci", .id = 1, .class_code = { 0, 0, 2 },
-	.activate = activate, .reset = reset,
+	.activate = activate, .reset = reset, .rest = rest,
 };
 
 static void set_config(struct virtio *v, const struct net_options *o)

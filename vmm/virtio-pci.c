@@ -377,6 +377,14 @@ static void virtio_pci_reset(struct pci_device *d)
 	reset(of(d));
 }
 
+static void virtio_pci_rest(struct pci_device *d, enum pci_rest step)
+{
+	struct virtio *v = of(d);
+
+	if (v->active)
+		v->class->rest(v, step);
+}
+
 /* --- the window in configuration space: registers for who cannot reach the BAR */
 
 static void window(struct pci_device *d, unsigned off, unsigned size, bool write)
@@ -453,7 +461,7 @@ static struct pci_class *pci_class_of(struct virtio *v)
 		.sub_vendor = 0x1af4, .sub_device = 0x1100,
 		.revision = 1, .bar_len = BAR_LEN,
 		.read = virtio_read, .write = virtio_write, .moved = virtio_moved,
-		.reset = virtio_pci_reset, .config_access = window,
+		.reset = virtio_pci_reset, .rest = virtio_pci_rest, .config_access = window,
 	};
 	memcpy(v->pci_class.class_code, v->class->class_code, sizeof(v->class->class_code));
 	return &v->pci_class;

@@ -26,7 +26,7 @@ enum { RNG_QUEUE_SIZE = 8, RNG_BYTES = 64 << 10, RNG_STACK = 64 << 10 };
 struct rng {
 	struct virtio v;
 	pthread_mutex_t lock;		/* the queue */
-	bool active;
+	bool active, resting;
 	pthread_t thread;
 	int stop;			/* eventfd */
 	struct iovec iov[QUEUE_SEGMENTS_MAX];
@@ -52,13 +52,32 @@ static void reset(struct virtio *v)
 	struct rng *r = of(v);
 
 	pthread_mutex_lock(&r->lock);
-	r->active = false;
+	r->active = r->resting = false;
 	pthread_mutex_unlock(&r->lock);
+}
+
+static void ring(int fd)
+{
+	uint64_t one = 1;
+
+	while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+static void rest(struct virtio *v, enum pci_rest step)
+{
+	struct rng *r = of(v);
+
+	pthread_mutex_lock(&r->lock);
+	r->resting = step != REST_END;
+	pthread_mutex_unlock(&r->lock);
+	if (step == REST_END)		/* the bell was not heard meanwhile */
+		ring(v->doorbell[0]);
 }
 
 static const struct virtio_class rng_class = {
 	.name = "virtio-rng-pci", .id = 4, .class_code = { 0, 0xff, 0 },
-	.activate = activate, .reset = reset,
+	.activate = activate, .reset = reset, .rest = rest,
 };
 
 /* How much of C is random now. */
@@ -90,7 +109,7 @@ static bool serve(struct rng *r)
 	unsigned n = 0;
 	int rc = 0;
 
-	if (!r->active || !q->s.enabled)
+	if (!r->active || r->resting || !q->s.enabled)
 		return false;
 	while (n < q->s.size && (rc = queue_pop(q, &c)) == 1) {
 		queue_push(q, c.head, fill(&c));
@@ -184,12 +203,9 @@ no_stop:
 
 void rng_remove(struct rng *r)
 {
-	uint64_t one = 1;
-
 	if (!r)
 		return;
-	while (write(r->stop, &one, sizeof(one)) < 0 && errno == EINTR)
-		;
+	ring(r->stop);
 	pthread_join(r->thread, NULL);
 	virtio_remove(&r->v);
 	close(r->stop);

@@ -27,7 +27,9 @@ struct virtio_class {
 	uint8_t class_code[3];
 	/* DRIVER_OK: the queues that are enabled may be used. */
 	int (*activate)(struct virtio *v);
-	void (*reset)(struct virtio *v);
+	void (*reset)(struct virtio *v);	/* ends a rest, too */
+	/* While active, without a vCPU in the guest: see enum pci_rest. */
+	void (*rest)(struct virtio *v, enum pci_rest step);
 	/* The guest wrote to the device's configuration. */
 	void (*config_written)(struct virtio *v, unsigned off, unsigned len);
 };

@@ -5,7 +5,8 @@
  *	disk-test	every kind of request, right and wrong ones
  *	sectors=N	waits until the disk has so many
  *	depth=N size=N	for the words that follow: requests under way, bytes of each
- *	verify=MS	writes and reads at random, each block with its number and version
+ *	verify=MS	writes and reads at random, each block with its number and version; ends
+ *			sooner when the power button is pressed
  *	randread=MS randwrite=MS seqread=MS seqwrite=MS		measure
  */
 #include "blk.h"
@@ -342,6 +343,8 @@ void run_verify(uint64_t ms)
 		longest = took > longest ? took : longest;
 		verify_end(r);
 		n++;
+		if (n % 256 == 0 && inw(0x600) & 0x100)
+			end = 0;
 		if (n % 1024 == 0)
 			say("verified %u\n", n);
 		if (now_us() < end)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """virtio-blk over NBD, driven by the payload on KVM: every request, and servers that fail under it."""
 
-import contextlib
 import os
 import re
 import signal
@@ -10,79 +9,10 @@ import time
 
 import pytest
 
-from lib import cutter, daemon, tools, vmm
+from lib import daemon, tools, vmm
+from lib.machines import SIZE, passes, world  # noqa: F401
 
 pytestmark = pytest.mark.merino_only
-SIZE = 64 << 20
-
-
-class Server:
-    """A merinod that can be killed and started again on the same socket."""
-
-    def __init__(self, tmp, fmt="raw", size=SIZE, writable=True, socket="nbd"):
-        self.image, self.socket, self.fmt, self.writable = tmp / f"disk.{fmt}", tmp / socket, fmt, writable
-        self.log = open(tmp / f"{socket}.stderr", "ab")
-        if not self.image.exists():
-            tools.run("qemu-img", "create", "-q", "-f", fmt, self.image, size)
-        self.start()
-
-    def start(self):
-        self.socket.unlink(missing_ok=True)
-        argv = [daemon.program(), "--nbd-server", f"addr.type=unix,addr.path={self.socket}",
-                *daemon.disk_args(self.image, self.fmt, "d", self.writable)]
-        self.proc = subprocess.Popen([str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=self.log,
-                                     stderr=self.log, preexec_fn=daemon.die_with_parent)
-        end = time.monotonic() + 20
-        while not self.socket.exists():
-            assert self.proc.poll() is None and time.monotonic() < end
-            time.sleep(0.005)
-
-    def kill(self, signo=signal.SIGKILL):
-        self.proc.send_signal(signo)
-        self.proc.wait()
-
-    def uri(self, socket=None, more=""):
-        return f"nbd+unix:///d?socket={socket or self.socket}{more and ',' + more}"
-
-    def end(self):
-        if self.proc.poll() is None:
-            self.kill(signal.SIGTERM)
-            assert self.proc.returncode == 0
-        self.log.close()
-
-
-@pytest.fixture
-def world(tmp):
-    """What a test starts is ended in reverse order."""
-    vmm.need_kvm()
-    with contextlib.ExitStack() as stack:
-        class World:
-            dir = tmp
-
-            def server(self, **kw):
-                s = Server(tmp, **kw)
-                stack.callback(s.end)
-                return s
-
-            def machine(self, words, *disks, **kw):
-                m = vmm.Vmm(tmp, words, *sum((["--disk", d] for d in disks), []), **kw)
-                stack.callback(m.end)
-                return m
-
-            def cutter(self, server, seed=1):
-                c = cutter.Cutter(tmp / "cut", server.socket, seed)
-                stack.callback(c.close)
-                return c
-        yield World()
-
-
-def passes(m, timeout=60):
-    """The payload is content, and the machine ends by itself."""
-    m.proc.wait(timeout)
-    text = m.serial()
-    assert text.endswith("PASS\n"), text[-500:] + m.stderr()
-    m.ended()
-    return text
 
 
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])

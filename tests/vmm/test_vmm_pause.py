@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A paused machine: nothing changes its memory, whatever servers and clients do meanwhile, and then it goes on."""
+
+import os
+import pathlib
+import re
+import socket
+import time
+import zlib
+
+import pytest
+
+from lib import vmm
+from lib.machines import passes, world  # noqa: F401
+
+pytestmark = pytest.mark.merino_only
+
+
+def memory(m):
+    """A sum over all of the guest's memory."""
+    fds = pathlib.Path(f"/proc/{m.proc.pid}/fd")
+    memfd = next(f for f in fds.iterdir() if "memfd:guest memory" in os.readlink(f))
+    total = 0
+    with open(memfd, "rb") as f:
+        while piece := f.read(1 << 22):
+            total = zlib.crc32(piece, total)
+    return total
+
+
+def rests(m, meanwhile):
+    """Its memory is the same before, during and after MEANWHILE."""
+    m.qmp.cmd("stop")
+    before = memory(m)
+    meanwhile()
+    for _ in range(2):
+        time.sleep(0.1)
+        assert memory(m) == before
+
+
+def requests(m):
+    """How many the guest has seen answered, in round numbers."""
+    return int(([0] + re.findall(r"verified (\d+)", m.serial()))[-1])
+
+
+def goes_on(m):
+    m.qmp.cmd("cont")
+    before = requests(m)
+    m.wait(lambda: requests(m) > before)
+
+
+def finishes(m):
+    """The guest is told that it is enough; it reads everything once more."""
+    m.qmp.cmd("system_powerdown")
+    passes(m)
+
+
+def test_server_works(world):
+    """Nothing is under way when the machine is at rest."""
+    s = world.server()
+    m = world.machine("disk=0 depth=16 verify=50000", s.uri(more="queues=2"), "--memory", "72M")
+    for _ in range(2):
+        m.wait(lambda: requests(m))
+        rests(m, lambda: None)
+        goes_on(m)
+    finishes(m)
+
+
+def test_server_slow(world):
+    """Requests are under way, and are answered while the machine is paused."""
+    s = world.server()
+    c = world.cutter(s)
+    m = world.machine("disk=0 depth=16 verify=50000", s.uri(c.path), "--memory", "72M")
+    for _ in range(2):
+        m.wait(lambda: requests(m))
+        c.stall()
+        rests(m, c.go_on)
+        goes_on(m)
+    finishes(m)
+    assert c.connections == 1, "a slow server keeps its connection"
+
+
+def test_server_gone(world):
+    """Killed under requests, and back before the machine goes on."""
+    s = world.server()
+    m = world.machine("disk=0 depth=16 verify=50000", s.uri(more="queues=2"), "--memory", "72M")
+    m.wait(lambda: requests(m))
+    s.kill()
+    rests(m, s.start)
+    goes_on(m)
+    rests(m, lambda: (s.kill(), s.start()))
+    goes_on(m)
+    finishes(m)
+
+
+def test_delay_stands(world):
+    """The time that requests wait for a server does not pass while the machine is paused."""
+    s = world.server()
+    m = world.machine("disk=0 depth=4 verify=50000", s.uri(more="reconnect-delay=6"), "--memory", "72M")
+    m.wait(lambda: requests(m))
+    s.kill()
+    m.wait(lambda: "no connection" in m.stderr())
+    m.qmp.cmd("stop")
+    time.sleep(6.5)
+    s.start()
+    goes_on(m)
+    finishes(m)
+
+
+def test_clients_of_ports(world):
+    """Bytes for a paused guest wait in their sockets, and a client that leaves is no harm."""
+    s = world.server()
+    m = world.machine("disk=0 depth=4 random verify=50000", s.uri(), "--memory", "72M",
+                      "--console", f"unix:{world.dir}/console", "--agent", f"unix:{world.dir}/agent")
+    m.wait(lambda: requests(m))
+
+    def talk():
+        for name in "console", "agent":
+            with socket.socket(socket.AF_UNIX) as c:
+                c.connect(str(world.dir / name))
+                c.sendall(b"x" * 100)
+    rests(m, talk)
+    goes_on(m)
+    finishes(m)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_quit_at_rest(world, paused):
+    """A server that never answers delays neither a pause nor the end."""
+    s = world.server()
+    c = world.cutter(s)
+    m = world.machine("disk=0 depth=16 verify=60000", s.uri(c.path), *[f"{s.uri(c.path)},id=d{i}" for i in range(6)],
+                      "--memory", "72M")
+    m.wait(lambda: requests(m))
+    c.stall()
+    if paused:
+        m.qmp.cmd("stop")
+    m.qmp.cmd("quit")
+    m.ended(timeout=5)
+    c.go_on()
+
+
+def test_reset_at_rest(world):
+    """A paused machine is reset with requests under way, and its guest begins anew."""
+    s = world.server()
+    c = world.cutter(s)
+    m = world.machine("disk=0 depth=16 verify=50000", s.uri(c.path), "--memory", "72M")
+    m.wait(lambda: requests(m))
+    c.stall()
+    m.qmp.cmd("stop")
+    m.qmp.cmd("system_reset")
+    c.go_on()
+    m.qmp.cmd("cont")
+    m.wait(lambda: m.serial().count("disk 0:") == 2)
+    finishes(m)
