@@ -8,6 +8,7 @@
 #include "vmm/cmos.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -23,10 +24,17 @@ enum {
 
 #define A_32KHZ 0x26u
 #define B_24_HOURS 0x02u
+#define B_PERIODIC 0x40u
+#define C_PERIODIC 0xc0u		/* and that there is an interrupt at all */
+#define PERIOD_NS 976563u
 #define D_BATTERY 0x80u
 
 struct cmos {
 	struct cmos_state s;
+	struct machine *machine;
+	struct loop_timer timer;	/* main loop's */
+	uint64_t last;			/* when it rang, main loop's */
+	bool told;			/* the main loop knows, or will hear, that it shall ring */
 	struct bus_region ports;
 };
 
@@ -61,6 +69,67 @@ static uint8_t clock_read(const struct cmos *c, unsigned i)
 	}
 }
 
+/* -- the periodic interrupt: machine->lock is held, but for what the main loop calls ------- */
+
+static void ring(struct loop_timer *t)
+{
+	struct cmos *c = (struct cmos *)((char *)t - offsetof(struct cmos, timer));
+
+	c->last = t->deadline;
+	pthread_mutex_lock(&c->machine->lock);
+	c->told = false;
+	if (c->s.periodic) {
+		c->s.pending = true;
+		machine_irq(c->machine, CMOS_IRQ, true);
+	}
+	pthread_mutex_unlock(&c->machine->lock);
+}
+
+/* A period after the last one.  When the guest saw that too late, at once: a wait is a number
+ * of interrupts, and becomes not much longer than it shall. */
+static void arm(struct loop_msg *m)
+{
+	struct cmos *c = ((struct machine *)((char *)m - offsetof(struct machine, periodic)))->cmos;
+	uint64_t now = loop_now();
+
+	loop_timer_set(&c->timer, now - c->last > PERIOD_NS ? now : c->last + PERIOD_NS, ring);
+}
+
+static void periodic_next(struct cmos *c)
+{
+	if (!c->s.periodic || c->s.pending || c->told)
+		return;
+	c->told = true;
+	c->machine->periodic.fn = arm;
+	loop_post(c->machine->main, &c->machine->periodic);
+}
+
+static void periodic_seen(struct cmos *c)
+{
+	c->s.pending = false;
+	machine_irq(c->machine, CMOS_IRQ, false);
+	periodic_next(c);
+}
+
+static uint8_t status_c_read(struct cmos *c)
+{
+	uint8_t value = c->s.pending ? C_PERIODIC : 0;
+
+	if (c->s.pending)
+		periodic_seen(c);
+	return value;
+}
+
+static void status_b_write(struct cmos *c, uint8_t value)
+{
+	c->s.periodic = value & B_PERIODIC;
+	if (!c->s.periodic && c->s.pending)
+		periodic_seen(c);
+	periodic_next(c);
+}
+
+/* -- registers --------------------------------------------------------------------------- */
+
 static uint8_t byte_read(struct cmos *c, unsigned i)
 {
 	if (i == STATUS_A || i == SECONDS)
@@ -72,9 +141,9 @@ static uint8_t byte_read(struct cmos *c, unsigned i)
 	case STATUS_A:
 		return A_32KHZ;
 	case STATUS_B:
-		return B_24_HOURS;
+		return B_24_HOURS | (c->s.periodic ? B_PERIODIC : 0);
 	case STATUS_C:
-		return 0;
+		return status_c_read(c);
 	case STATUS_D:
 		return D_BATTERY;
 	default:
@@ -95,6 +164,8 @@ static void cmos_write(void *arg, uint64_t off, unsigned size, uint64_t value)
 
 	if (off == 0)
 		c->s.index = value & (CMOS_BYTES - 1);	/* the highest bit masks NMIs on PCs */
+	else if (c->s.index == STATUS_B)
+		status_b_write(c, (uint8_t)value);
 	else
 		c->s.byte[c->s.index] = (uint8_t)value;
 }
@@ -115,9 +186,12 @@ static uint64_t above(uint64_t bytes, uint64_t start)
 void cmos_reset(struct machine *m)
 {
 	struct cmos *c = m->cmos;
+	bool pending = c->s.pending;
 	uint64_t low = m->memory.low, high = min_u64(m->memory.high >> 16, 0xffffff);
 
 	c->s = (struct cmos_state){ .version = 1, .shown = time(NULL) };
+	if (pending)
+		machine_irq(m, CMOS_IRQ, false);
 	put16(c, BASE_LOW, 640);
 	put16(c, ABOVE_1M_LOW, above(low, 1 << 20) >> 10);
 	put16(c, ABOVE_1M_AGAIN, above(low, 1 << 20) >> 10);
@@ -135,6 +209,7 @@ int cmos_start(struct machine *m, struct error *err)
 	if (!c)
 		return error_set(err, -ENOMEM, "Out of memory");
 	m->cmos = c;
+	c->machine = m;
 	c->ports = (struct bus_region){
 		.base = CMOS_PORT, .len = 2, .read = cmos_read, .write = cmos_write, .arg = c,
 	};

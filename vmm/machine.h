@@ -11,7 +11,7 @@
  *	1_00000000	the rest of RAM
  *
  *	ports: 20, a0 PIC and 40 PIT (in the kernel); 3f8 serial (IRQ 4); cf8, cfc PCI;
- *	70, 71 CMOS; 510 fw_cfg; 600 ACPI registers (IRQ 9); 604 power off
+ *	70, 71 CMOS (IRQ 8); 510 fw_cfg; 600 ACPI registers (IRQ 9); 604 power off
  *
  * States: a machine is made paused; machine_run() lets the vCPUs go.  What people ask
  * (the control socket) comes on the main loop.
@@ -90,6 +90,7 @@ struct machine {
 	bool clock_valid;
 	unsigned told;			/* bits of enum machine_event, atomic */
 	struct loop_msg tell;
+	struct loop_msg periodic;	/* cmos.c's */
 };
 
 /* -EACCES, -ENOENT … when this host cannot: the text says what is missing. */

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include <time.h>
+#include <unistd.h>
 
 #include "vmm/cmos.h"
 #include "vmm/machine.h"
@@ -15,15 +16,26 @@
 static const struct machine_config config = { .vcpus = 3 };
 static struct machine machine;
 
+static bool raised;			/* line 8 */
+
+void machine_irq(struct machine *m, unsigned line, bool level)
+{
+	assert_int_equal(line, CMOS_IRQ);
+	__atomic_store_n(&raised, level, __ATOMIC_SEQ_CST);
+}
+
 static int start(void **state)
 {
 	machine = (struct machine){ .config = &config };
 	machine.memory = (struct memory){ .fd = -1, .low = MEMORY_HOLE, .high = 0x123450000 };
-	return cmos_start(&machine, NULL);
+	pthread_mutex_init(&machine.lock, NULL);
+	machine.main = loop_spawn("main", NULL);
+	return machine.main ? cmos_start(&machine, NULL) : -1;
 }
 
 static int end(void **state)
 {
+	loop_free(machine.main);
 	cmos_end(&machine);
 	return machine.pio.regions ? -1 : 0;
 }
@@ -101,6 +113,59 @@ static void test_writes(void **state)
 	assert_int_equal(get(0x5f), 2);
 }
 
+/* -- the periodic interrupt ------------------------------------------------------------------ */
+
+static unsigned locked_get(unsigned i)
+{
+	unsigned v;
+
+	pthread_mutex_lock(&machine.lock);
+	v = get(i);
+	pthread_mutex_unlock(&machine.lock);
+	return v;
+}
+
+static void locked_put(unsigned i, unsigned value)
+{
+	pthread_mutex_lock(&machine.lock);
+	get(i);
+	bus_write(&machine.pio, CMOS_PORT + 1, 1, value);
+	pthread_mutex_unlock(&machine.lock);
+}
+
+static void wait_raised(void)
+{
+	for (unsigned i = 0; i < 20000 && !__atomic_load_n(&raised, __ATOMIC_SEQ_CST); i++)
+		usleep(1000);
+	assert_true(__atomic_load_n(&raised, __ATOMIC_SEQ_CST));
+}
+
+/* It comes again when it was seen; not sooner than 1024 times a second. */
+static void test_periodic(void **state)
+{
+	uint64_t begun = loop_now();
+
+	assert_int_equal(locked_get(0x0c), 0);
+	locked_put(0x0b, 0x42);
+	assert_int_equal(locked_get(0x0b), 0x42);
+	for (unsigned i = 0; i < 20; i++) {
+		wait_raised();
+		assert_int_equal(locked_get(0x0c), 0xc0);
+	}
+	assert_true(loop_now() - begun >= 18 * 976563ull);
+	wait_raised();
+	locked_put(0x0b, 2);				/* off: so is the line */
+	assert_false(__atomic_load_n(&raised, __ATOMIC_SEQ_CST));
+	assert_int_equal(locked_get(0x0c), 0);
+	locked_put(0x0b, 0x42);
+	wait_raised();
+	pthread_mutex_lock(&machine.lock);
+	cmos_reset(&machine);
+	pthread_mutex_unlock(&machine.lock);
+	assert_false(__atomic_load_n(&raised, __ATOMIC_SEQ_CST));
+	assert_int_equal(locked_get(0x0b), 2);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -108,6 +173,7 @@ int main(void)
 		cmocka_unit_test(test_one_instant),
 		cmocka_unit_test(test_memory),
 		cmocka_unit_test(test_writes),
+		cmocka_unit_test(test_periodic),
 	};
 
 	return cmocka_run_group_tests(tests, start, end);

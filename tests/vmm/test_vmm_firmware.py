@@ -58,9 +58,9 @@ def test_boot_sector(tmp, bios, memory, cpus):
     status, out, err = run([vmm.BUILD / "merino", "run", "--run-dir", tmp / "run", "--memory", f"{memory}M", "--cpus", cpus,
                             "--bios", need_bios(bios), disk, other])
     assert status == 0, out + err
-    assert re.findall(r"^(sector 0|sector 1|the last sector|boot \w+|.*error.*|.*wrong.*)$", out, re.M) == \
-        ["sector 0", "sector 1", "the last sector", "boot 00000001",
-         "sector 0", "sector 1", "the last sector", "boot 00000002"], out + err
+    assert re.findall(r"^(sector 0|sector 1|the last sector|waited|boot \w+|.*error.*|.*wrong.*)$", out, re.M) == \
+        ["sector 0", "sector 1", "the last sector", "waited", "boot 00000001",
+         "sector 0", "sector 1", "the last sector", "waited", "boot 00000002"], out + err
     assert (booted(disk), booted(other)) == (2, 0)
     ram = [(int(base, 16), int(size, 16)) for base, size in re.findall(r"^map (\w+) (\w+) 00000001$", out, re.M)]
     assert ram[:len(ram) // 2] == ram[len(ram) // 2:]
@@ -79,7 +79,7 @@ def test_read_only_disk(tmp):
     disk = make_disk(tmp / "disk.raw")
     status, out, err = run([vmm.BUILD / "merino", "run", "--run-dir", tmp / "run", "--bios", need_bios(),
                             f"{disk},read-only=on"])
-    assert status == 0 and "the last sector\ndisk error\n" in out and booted(disk) == 0, out + err
+    assert status == 0 and "waited\nerror\n" in out and booted(disk) == 0, out + err
 
 
 def test_no_boot_loader(tmp):

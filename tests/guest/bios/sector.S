@@ -47,9 +47,10 @@ disk:
 	mov	$packet, %si
 	mov	drive, %dl
 	int	$0x13
-	jc	9f
+	jc	fail
 	ret
-9:	mov	$failed, %si
+fail:
+	mov	$failed, %si
 	call	print
 	call	tick
 
@@ -68,7 +69,7 @@ count:	.word	0
 buffer:	.word	0, 0
 lba:	.quad	0
 hello:	.asciz	"sector 0\r\n"
-failed:	.asciz	"disk error\r\n"
+failed:	.asciz	"error\r\n"
 	.org	510
 	.word	0xaa55
 
@@ -79,6 +80,13 @@ second:
 	call	print
 	call	map
 	call	last
+	mov	$0x86, %ah			/* 20 ms by the BIOS's other clock */
+	xor	%cx, %cx
+	mov	$20000, %dx
+	int	$0x15
+	jc	fail
+	mov	$waited, %si
+	call	print
 	movw	$1, count
 	movw	$area, buffer
 	movl	$8, lba
@@ -113,7 +121,7 @@ map:
 	mov	$20, %ecx
 	mov	$area, %di
 	int	$0x15
-	jc	9f
+	jc	fail
 	push	%ebx
 	mov	$area + 4, %di
 	mov	$space, %si
@@ -136,10 +144,6 @@ map:
 	test	%ebx, %ebx
 	jnz	1b
 	ret
-9:	mov	$failed, %si
-	call	print
-	call	tick
-	call	off
 
 field:
 	mov	(%di), %eax
@@ -171,7 +175,7 @@ last:
 	mov	drive, %dl
 	mov	$area, %si
 	int	$0x13
-	jc	9f
+	jc	fail
 	mov	area + 16, %eax
 	dec	%eax
 	mov	%eax, lba
@@ -181,10 +185,6 @@ last:
 	call	disk
 	mov	$area, %si
 	jmp	print
-9:	mov	$failed, %si
-	call	print
-	call	tick
-	call	off
 
 /* Until the clock of the BIOS, which an interrupt counts, has moved twice. */
 tick:
@@ -198,6 +198,7 @@ tick:
 
 loaded:	.asciz	"sector 1\r\n"
 map_text: .asciz "map"
+waited:	.asciz	"waited\r\n"
 boot:	.asciz	"boot "
 space:	.asciz	" "
 newline: .ascii	"\r\n"
