@@ -115,8 +115,8 @@ deps:					## installs what is missing, from Debian (apt-get; sudo when not root)
 # Each of the next two is the only command that a fresh machine needs.
 check: deps				## everything that gates a change, under 10 minutes
 	@$(MAKE) --no-print-directory check-run
-demo: deps				## three live disks, one instant, a crash in the middle, all proven
-	@$(MAKE) --no-print-directory programs
+demo: deps				## three live disks and a virtual machine, one instant, crashes, all proven
+	@$(MAKE) --no-print-directory programs guest
 	@BUILD=$(BUILD) tests/demo/demo
 
 check-run: programs mans unit fuzzers lint

@@ -115,6 +115,8 @@ static int wait_off(const struct ask *a, struct error *err)
 					 a->vm.name, a->timeout);
 		nanosleep(&nap, NULL);
 	}
+	for (long i = 0; vm_is_leaving(&a->vm) && i < NAPS_PER_SECOND; i++)
+		nanosleep(&nap, NULL);
 	return 0;
 }
 

@@ -17,6 +17,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+enum { TRIES_MAX = 100 };
+
 static const char *const files[] = {
 	"qmp", "serial", "agent", "merinod.qmp", "nbd", "merinod.pid", "frozen", "log", NULL
 };
@@ -84,6 +86,7 @@ static int private_dir(const char *path, struct error *err)
 	return 0;
 }
 
+/* -EAGAIN: the directory went away, with a machine that has just ended. */
 static int take_lock(struct vm *vm, struct error *err)
 {
 	char path[PATH_MAX];
@@ -91,6 +94,8 @@ static int take_lock(struct vm *vm, struct error *err)
 
 	vm_file(vm, "lock", path);
 	vm->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (vm->lock < 0 && errno == ENOENT)
+		return -EAGAIN;
 	if (vm->lock < 0)
 		return error_errno(err, -errno, "%s", path);
 	if (flock(vm->lock, LOCK_EX | LOCK_NB) == 0 && fstat(vm->lock, &ours) == 0 &&
@@ -119,10 +124,13 @@ int vm_take(struct vm *vm, struct error *err)
 	strcpy(base, vm->dir);
 	*strrchr(base, '/') = 0;
 	rc = private_dir(base, err);
-	if (rc == 0)
+	for (unsigned tries = 0; rc == 0 && vm->lock < 0; tries++) {
 		rc = private_dir(vm->dir, err);
-	if (rc == 0)
-		rc = take_lock(vm, err);
+		if (rc == 0)
+			rc = take_lock(vm, err);
+		if (rc == -EAGAIN)
+			rc = tries < TRIES_MAX ? 0 : error_set(err, -EBUSY, "%s: goes away again and again", vm->dir);
+	}
 	if (rc == 0)
 		remove_files(vm);
 	return rc;
@@ -140,6 +148,15 @@ void vm_give_up(struct vm *vm)
 	rmdir(vm->dir);
 	close(vm->lock);
 	vm->lock = -1;
+}
+
+/* Between the lock's end and the directory's. */
+bool vm_is_leaving(const struct vm *vm)
+{
+	char path[PATH_MAX];
+
+	vm_file(vm, "lock", path);
+	return access(path, F_OK) < 0 && access(vm->dir, F_OK) == 0;
 }
 
 bool vm_runs(const struct vm *vm)

@@ -46,6 +46,7 @@ int vm_take(struct vm *vm, struct error *err);
 void vm_give_up(struct vm *vm);		/* removes all */
 /* Whether somebody holds the lock. */
 bool vm_runs(const struct vm *vm);
+bool vm_is_leaving(const struct vm *vm);	/* it does not run, and its directory is there for a moment */
 
 /* "DIR/NAME" */
 void vm_file(const struct vm *vm, const char *name, char out[PATH_MAX]);

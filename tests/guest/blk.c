@@ -7,6 +7,8 @@
  *	depth=N size=N	for the words that follow: requests under way, bytes of each
  *	verify=MS	writes and reads at random, each block with its number and version; ends
  *			sooner when the power button is pressed
+ *	ring=N		until the power button: verifies and writes N blocks in turn, so that at any
+ *			instant they hold N numbers in succession
  *	randread=MS randwrite=MS seqread=MS seqwrite=MS		measure
  */
 #include "blk.h"
@@ -354,6 +356,41 @@ void run_verify(uint64_t ms)
 	}
 	verify_all();
 	say("verify %u requests, longest %u us\n", n, longest);
+}
+
+/* -- ring ----------------------------------------------------------------------------------- */
+
+static void ring_check(struct request *r, uint64_t blocks, uint64_t k)
+{
+	r->block = k % blocks;
+	r->version = k > blocks ? k - blocks : 0;
+	expect("read", sync(T_IN, r->block * 8, BLOCK, true), S_OK);
+	compare(r);
+}
+
+/* The numbers begin at 1; a disk that was never written holds zeroes. */
+void run_ring(uint64_t blocks)
+{
+	struct request *r = &requests[0];
+	uint64_t k = 1, longest = 0, from;
+
+	if (!blocks || blocks > capacity / 8)
+		fail("ring of %u blocks", blocks);
+	for (; k % 16 || !(inw(0x600) & 0x100); k++) {
+		from = now_us();
+		ring_check(r, blocks, k);
+		r->version = k;
+		fill(r);
+		expect("write", sync(T_OUT, r->block * 8, BLOCK, false), S_OK);
+		longest = now_us() - from > longest ? now_us() - from : longest;
+		if (k % 512 == 0)
+			say("ring %u\n", k);
+	}
+	outw(0x600, 0x100);
+	for (uint64_t end = k + blocks; k < end; k++)
+		ring_check(r, blocks, k);
+	expect("flush", sync(T_FLUSH, 0, 0, false), S_OK);
+	say("ring done, %u writes, longest %u us\n", k - 1 - blocks, longest);
 }
 
 /* -- benches -------------------------------------------------------------------------------- */
