@@ -40,7 +40,15 @@ const char *export_qdev(const struct export *e, char *buf, size_t size)
 
 void export_set_size(struct export *e, uint64_t size)
 {
+	struct json_object *data;
+
+	if (e->size == size)
+		return;
 	e->size = size;
+	data = json_object_new_object();
+	json_object_object_add(data, "id", json_object_new_string(e->id));
+	json_object_object_add(data, "size", json_object_new_uint64(size));
+	qmp_event("BLOCK_EXPORT_RESIZED", data);
 }
 
 struct export *export_list(void)

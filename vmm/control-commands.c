@@ -247,6 +247,12 @@ COMMAND(command_query_commands)
 	return 0;
 }
 
+static void pass_on(void *arg, const char *name, struct json_object *event)
+{
+	if (!control_owns_event(name))
+		control_put(arg, event);
+}
+
 COMMAND(command_capabilities)
 {
 	struct json_object *enable = NULL;
@@ -263,7 +269,7 @@ COMMAND(command_capabilities)
 					 json_object_get_string(json_object_array_get_idx(enable, 0)));
 	}
 	if (c->control->config.merinod) {
-		c->forward = forward_start(c);
+		c->forward = forward_start(c->control->config.merinod, pass_on, c);
 		if (!c->forward)
 			return error_set(err, -ENOMEM, "Out of memory");
 	}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* control-forward: a client's connection to merinod.
+/* control-forward: a connection to merinod: a client's, or the machine's own.
  *
- * One coroutine connects, negotiates and reads: events go to the client, the answer to the
+ * One coroutine connects, negotiates and reads: events go to who wants them, the answer to the
  * client's reader, which waits for it.  When merinod goes away the command that ran there
  * fails, and the connection is made anew, for the next command and for events.  merinod is
  * trusted with the disks, not with this process: what it sends is parsed as strictly as
@@ -25,7 +25,8 @@
 #define CONNECT_WAIT 5000000000ull	/* ns that a command waits for a connection */
 
 struct forward {
-	struct control_client *client;
+	forward_event *event;		/* NULL: nobody wants them */
+	void *arg;
 	const char *path;
 	int fd;				/* -1: not connected */
 	bool ready;			/* negotiated */
@@ -33,7 +34,7 @@ struct forward {
 	bool waiting;			/* a command is there */
 	uint64_t id;			/* of the last one */
 	struct json_object *answer;	/* its */
-	unsigned lost;			/* connections that broke */
+	unsigned made, lost;		/* connections: that were ready, that broke */
 	struct co_queue change;		/* any of the above has changed */
 };
 
@@ -55,9 +56,10 @@ static void ring(struct loop_timer *t)
 
 static void take_event(struct forward *f, struct json_object *o, struct json_object *name)
 {
-	if (f->ready && json_object_is_type(name, json_type_string) &&
-	    !control_owns_event(json_object_get_string(name)))
-		control_put(f->client, o);
+	if (!f->ready || !f->event || !json_object_is_type(name, json_type_string))
+		return;
+	f->event(f->arg, json_object_get_string(name), o);
+	co_queue_wake_all(&f->change);
 }
 
 static bool is_answer(const struct forward *f, struct json_object *o)
@@ -144,6 +146,7 @@ static int serve(struct forward *f)
 	int rc = in ? negotiate(f, in) : -ENOMEM;
 
 	f->ready = !rc;
+	f->made += f->ready;
 	co_queue_wake_all(&f->change);
 	while (!rc && !f->stopping) {
 		struct json_object *o = NULL;
@@ -189,14 +192,15 @@ static void connection(void *arg)
 	co_queue_wake_all(&f->change);
 }
 
-struct forward *forward_start(struct control_client *c)
+struct forward *forward_start(const char *path, forward_event *event, void *arg)
 {
 	struct forward *f = calloc(1, sizeof(*f));
 
 	if (!f)
 		return NULL;
-	f->client = c;
-	f->path = c->control->config.merinod;
+	f->path = path;
+	f->event = event;
+	f->arg = arg;
 	f->fd = -1;
 	co_start(connection, f);
 	return f;
@@ -221,6 +225,14 @@ void forward_end(struct forward *f)
 		co_queue_wait(&f->change);
 	json_object_put(f->answer);
 	free(f);
+}
+
+bool forward_wait(struct forward *f, unsigned *seen, const bool *also)
+{
+	while (!f->stopping && *seen == f->made && !*also)
+		co_queue_wait(&f->change);
+	*seen = f->made;
+	return !f->stopping;
 }
 
 /* -- commands --------------------------------------------------------------- */

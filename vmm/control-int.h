@@ -16,6 +16,7 @@ struct control {
 	bool accepting;
 	unsigned n_clients;
 	struct control_client *clients;
+	struct watch *watch;		/* of merinod's events; NULL: none */
 	struct co_queue wait;		/* woken when a client or the acceptor has ended */
 };
 
@@ -43,8 +44,12 @@ struct json_object *control_answer(struct control_client *c, struct json_object 
 /* Whether merinod's event of this name is not passed on, as the machine has its own. */
 bool control_owns_event(const char *name);
 
-/* control-forward.c: a client's connection to merinod; made anew when it breaks. */
-struct forward *forward_start(struct control_client *c);
+/* control-forward.c: a connection to merinod; made anew when it breaks.  PATH stays. */
+typedef void forward_event(void *arg, const char *name, struct json_object *event);
+struct forward *forward_start(const char *path, forward_event *event, void *arg);
+/* Coroutine: until a connection is ready that was not *SEEN, or *ALSO, which EVENT may set.
+ * False: it stops. */
+bool forward_wait(struct forward *f, unsigned *seen, const bool *also);
 /* Coroutine: runs NAME there.  0 with *RET the caller's, or -errno. */
 int forward_run(struct forward *f, const char *name, struct json_object *args,
 		struct json_object **ret, struct error *err);
@@ -52,5 +57,9 @@ int forward_run(struct forward *f, const char *name, struct json_object *args,
 void forward_stop(struct forward *f);
 /* Coroutine: stops and frees.  NULL is fine. */
 void forward_end(struct forward *f);
+
+/* control-watch.c: calls config.look when disks may have another size.  NULL is fine. */
+struct watch *watch_start(struct control *c);
+void watch_end(struct watch *w);	/* coroutine */
 
 #endif

@@ -288,6 +288,7 @@ int control_start(const struct control_config *config, struct control **out, str
 		return err->code;
 	}
 	*out = c;
+	c->watch = watch_start(c);
 	if (c->fd >= 0) {
 		c->accepting = true;
 		co_start(acceptor, c);
@@ -321,6 +322,7 @@ void control_end(struct control *c)
 		forward_stop(k->forward);
 	}
 	co_queue_wake_all(&c->wait);
+	watch_end(c->watch);
 	loop_timer_set(&closing.timer, loop_now() + CLOSE_PATIENCE, close_timeout);
 	while (c->n_clients || c->accepting)
 		co_queue_wait(&c->wait);

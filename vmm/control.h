@@ -30,6 +30,8 @@ struct control_config {
 	const char *merinod;		/* merinod's QMP socket; NULL: none */
 	const struct control_disk *disks;
 	unsigned n_disks;
+	/* Coroutine: the disks' sizes may have changed.  NULL: nobody wants to know. */
+	void (*look)(void);
 	void (*quit)(void);		/* "quit": ends the process, on the main loop */
 	pid_t (*thread_id)(unsigned cpu);
 };

@@ -142,12 +142,17 @@ void conn_check(struct disk_channel *c)
 	}
 }
 
-short conn_events(struct disk_channel *c)
+static short events_of(struct nbd_handle *h)
 {
-	unsigned dir = nbd_aio_get_direction(c->h);
+	unsigned dir = nbd_aio_get_direction(h);
 
 	return (dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
 	       (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
+}
+
+short conn_events(struct disk_channel *c)
+{
+	return events_of(c->h);
 }
 
 static int bytes_there(struct disk_channel *c)
@@ -220,6 +225,40 @@ int conn_open(struct disk_channel *c, struct error *err)
 			  nbd_get_error() ? nbd_get_error() : "no answer");
 	}
 	return -ECONNREFUSED;
+}
+
+static void look_on(struct nbd_handle *h, int ms)
+{
+	struct pollfd p = { .fd = nbd_aio_get_fd(h), .events = events_of(h) };
+
+	if (poll(&p, 1, ms) <= 0)
+		return;
+	if (p.events & POLLIN && p.revents & ~POLLOUT)
+		nbd_aio_notify_read(h);
+	else if (p.events & POLLOUT)
+		nbd_aio_notify_write(h);
+}
+
+void disk_look(struct disk *d)
+{
+	const char *uri = d->uri[__atomic_load_n(&d->uri_now, __ATOMIC_SEQ_CST)];
+	struct nbd_handle *h = nbd_create();
+	int64_t end = disk_now() + LOOK_MS, left, size = -1;
+
+	if (h && !prepare(h) && nbd_aio_connect_uri(h, uri) == 0) {
+		while (nbd_aio_is_connecting(h) > 0 && (left = end - disk_now()) > 0)
+			look_on(h, left);
+		if (nbd_aio_is_ready(h) > 0)
+			size = nbd_get_size(h);
+	}
+	if (size >= 0)
+		disk_set_size(d, size);
+	else
+		log_warning("disk %s: its size could not be looked at: %s", d->id,
+			    nbd_get_error() ? nbd_get_error() : "no answer");
+	if (h && nbd_aio_is_ready(h) > 0)
+		nbd_aio_disconnect(h, 0);
+	nbd_close(h);
 }
 
 void conn_close(struct disk_channel *c)

@@ -20,6 +20,7 @@ enum {
 	PIECE_MAX = 4 << 20,		/* data of one command */
 	RANGE_MAX = 1 << 30,		/* of one discard or zero */
 	IN_PLACE_MIN = 64 << 10,	/* a shorter run goes through a bounce buffer with others */
+	LOOK_MS = 1000,			/* the same, only to see the size */
 	CONNECT_MS = 5000,		/* for a connection and its handshake */
 	TELL_MS = 5000,			/* between two messages of a connection that breaks again */
 	RETRY_MS_MIN = 5, RETRY_MS_MAX = 200,

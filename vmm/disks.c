@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/loop.h"
 #include "common/uri.h"
 
 static bool is_used(const struct disks *d, const char *id)
@@ -64,6 +65,17 @@ int disks_add(struct disks *d, struct machine *m, struct error *err)
 	for (; d->n_added < d->n && !rc; d->n_added += !rc)
 		rc = blk_add(m, &d->options[d->n_added], &d->blk[d->n_added], err);
 	return rc;
+}
+
+static void look(void *disk)
+{
+	disk_look(disk);
+}
+
+void disks_look(struct disks *d, const bool *stop)
+{
+	for (unsigned i = 0; i < d->n_added && !*stop; i++)
+		loop_work(look, blk_disk(d->blk[i]));
 }
 
 void disks_end(struct disks *d)

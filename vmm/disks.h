@@ -20,6 +20,8 @@ struct disks {
 int disks_parse(struct disks *d, const struct cmdline_list *l, struct error *err);
 /* Connects each, and puts it on the bus, in order. */
 int disks_add(struct disks *d, struct machine *m, struct error *err);
+/* Coroutine: looks whether they have other sizes now, and tells the guest, unless *STOP. */
+void disks_look(struct disks *d, const bool *stop);
 /* With the vCPUs stopped.  Waits for no server. */
 void disks_end(struct disks *d);
 

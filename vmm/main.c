@@ -123,13 +123,18 @@ static int add_disks(struct error *err)
 	return rc ? rc : rng_add(&machine, &rng, err);
 }
 
+static void look_at_sizes(void)
+{
+	disks_look(&disks, &ending);
+}
+
 static int add_sockets(struct error *err)
 {
 	const struct console_config ports = { .terminal = cmdline.console, .agent = cmdline.agent };
 	const struct control_config config = {
 		.machine = &machine, .path = cmdline.qmp, .merinod = cmdline.merinod_qmp,
 		.disks = disks.names, .n_disks = disks.n,
-		.quit = quit, .thread_id = thread_id,
+		.look = disks.n ? look_at_sizes : NULL, .quit = quit, .thread_id = thread_id,
 	};
 	int rc = control_start(&config, &control, err);
 

@@ -63,18 +63,28 @@ static void rest(struct virtio *v, enum pci_rest step)
 	}
 }
 
+/* Capacity is the configuration's first field.  A driver reads it in two halves, between two
+ * looks at the generation: so both change at once, on a vCPU's thread, when it looks. */
+static void refresh(struct virtio *v)
+{
+	uint64_t sectors = __atomic_load_n(&of(v)->sectors, __ATOMIC_SEQ_CST);
+
+	if (!memcmp(v->config, &sectors, sizeof(sectors)))
+		return;
+	memcpy(v->config, &sectors, sizeof(sectors));
+	__atomic_add_fetch(&v->s.generation, 1, __ATOMIC_SEQ_CST);
+}
+
 static const struct virtio_class blk_class = {
 	.name = "virtio-blk-pci", .id = 2, .class_code = { 0, 0, 1 },
-	.activate = activate, .reset = reset, .rest = rest,
+	.activate = activate, .reset = reset, .rest = rest, .refresh = refresh,
 };
 
-/* Capacity is the configuration's first field: one atomic store. */
 static void resized(void *arg, uint64_t size)
 {
 	struct blk *b = arg;
 
 	__atomic_store_n(&b->sectors, size / SECTOR, __ATOMIC_SEQ_CST);
-	__atomic_store_n((uint64_t *)b->v.config, size / SECTOR, __ATOMIC_SEQ_CST);
 	log_info("disk %s: %llu bytes now", b->v.id, (unsigned long long)size);
 	virtio_config_changed(&b->v);
 }

@@ -174,10 +174,18 @@ static uint32_t queue_read(struct virtio *v, const struct queue *q, unsigned off
 	}
 }
 
+static void refresh(struct virtio *v)
+{
+	if (v->class->refresh)
+		v->class->refresh(v);
+}
+
 static uint32_t common_read(struct virtio *v, unsigned off)
 {
 	struct queue *q = selected(v);
 
+	if (off == VIRTIO_PCI_COMMON_CFGGENERATION)
+		refresh(v);
 	switch (off) {
 	case VIRTIO_PCI_COMMON_DFSELECT: return v->s.feature_select;
 	case VIRTIO_PCI_COMMON_DF: return feature_word(v->features, v->s.feature_select);
@@ -289,6 +297,7 @@ static uint64_t device_read(struct virtio *v, uint64_t off, unsigned size)
 {
 	uint64_t value = 0;
 
+	refresh(v);
 	if (checked_range(off, size, v->config_len))
 		memcpy(&value, v->config + off, size);
 	else if (off < v->config_len)

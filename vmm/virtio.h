@@ -30,6 +30,9 @@ struct virtio_class {
 	void (*reset)(struct virtio *v);	/* ends a rest, too */
 	/* While active, without a vCPU in the guest: see enum pci_rest. */
 	void (*rest)(struct virtio *v, enum pci_rest step);
+	/* The guest is about to read its configuration: brings that up to date, and counts the
+	 * generation when it was not.  NULL: nothing changes by itself. */
+	void (*refresh)(struct virtio *v);
 	/* The guest wrote to the device's configuration. */
 	void (*config_written)(struct virtio *v, unsigned off, unsigned len);
 };

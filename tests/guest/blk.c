@@ -146,6 +146,8 @@ void run_sectors(uint64_t n)
 	while (*(volatile uint64_t *)dev.config != n)
 		if (now_us() > end)
 			fail("the disk has %u sectors", *(volatile uint64_t *)dev.config);
+	capacity = n;
+	say("sectors %u\n", n);
 }
 
 void run_depth(uint64_t n)
