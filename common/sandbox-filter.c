@@ -97,14 +97,13 @@ static int number(const char *name)
 }
 
 static void add(struct filling *s, const char *name, uint32_t action, unsigned n_args,
-		struct scmp_arg_cmp arg)
+		const struct scmp_arg_cmp *arg)
 {
 	int nr = number(name);
 
 	if (s->rc || nr == __NR_SCMP_ERROR)
 		return;
-	s->rc = n_args ? seccomp_rule_add(s->ctx, action, nr, 1, arg)
-		       : seccomp_rule_add(s->ctx, action, nr, 0);
+	s->rc = seccomp_rule_add_array(s->ctx, action, nr, n_args, arg);
 	if (s->rc == -EDOM)		/* not on this machine */
 		s->rc = 0;
 	if (nr >= 0 && nr < NUMBERS_END)
@@ -114,16 +113,20 @@ static void add(struct filling *s, const char *name, uint32_t action, unsigned n
 static void allow(struct filling *s, const char *const *names)
 {
 	for (; *names; names++)
-		add(s, *names, SCMP_ACT_ALLOW, 0, SCMP_A0(SCMP_CMP_EQ, 0));
+		add(s, *names, SCMP_ACT_ALLOW, 0, NULL);
 }
 
 static void allow_calls(struct filling *s, const struct sandbox_call *c)
 {
 	for (; c->name; c++) {
+		struct scmp_arg_cmp args[] = {
+			{ c->arg, SCMP_CMP_MASKED_EQ, c->mask, c->value },
+			{ c->arg2, SCMP_CMP_MASKED_EQ, c->mask2, c->value2 },
+		};
+
 		if (SANITIZED && is_in(for_sanitizers, c->name))
 			continue;	/* allowed as a whole */
-		add(s, c->name, SCMP_ACT_ALLOW, 1,
-		    SCMP_CMP64(c->arg, SCMP_CMP_MASKED_EQ, c->mask, c->value));
+		add(s, c->name, SCMP_ACT_ALLOW, c->mask2 ? 2 : 1, args);
 	}
 }
 
@@ -136,7 +139,7 @@ static void forbid(struct filling *s, const char *const *names)
 {
 	for (; *names; names++)
 		if (!SANITIZED || !is_in(for_sanitizers, *names))
-			add(s, *names, death(s), 0, SCMP_A0(SCMP_CMP_EQ, 0));
+			add(s, *names, death(s), 0, NULL);
 }
 
 static void forbid_the_rest(struct filling *s)
@@ -159,7 +162,8 @@ static int fill(struct filling *s)
 	if (SANITIZED)
 		allow(s, for_sanitizers);
 	allow_calls(s, calls_for_all);
-	allow_calls(s, s->f->calls);
+	for (unsigned i = 0; i < SANDBOX_LISTS && s->f->calls[i]; i++)
+		allow_calls(s, s->f->calls[i]);
 	if (s->f->deadly)
 		forbid(s, s->f->deadly);
 	else

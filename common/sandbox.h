@@ -45,11 +45,14 @@ int landlock_allow(int ruleset, const char *path, unsigned access);
 /* This thread, and those that it starts.  Irrevocable. */
 int landlock_start(int ruleset, struct error *err);
 
-/* A call that is allowed when (argument ARG & MASK) == VALUE. */
+/* A call that is allowed when (argument ARG & MASK) == VALUE, and so is the second condition;
+ * one without a mask always is. */
 struct sandbox_call {
 	const char *name;
 	unsigned arg;
 	uint64_t mask, value;
+	unsigned arg2;
+	uint64_t mask2, value2;
 };
 
 #define SANDBOX_WHOLE UINT64_MAX	/* a mask: exactly VALUE */
@@ -59,7 +62,7 @@ struct sandbox_filter {
 	/* Names that are allowed, beside those that every process needs: lists that end in
 	 * NULL, and the first list that is NULL ends them. */
 	const char *const *allowed[SANDBOX_LISTS];
-	const struct sandbox_call *calls;	/* ends with the name NULL */
+	const struct sandbox_call *calls[SANDBOX_LISTS];	/* the same; lists end with the name NULL */
 	/* Names that end the process; NULL: all that libseccomp knows and that is not allowed.
 	 * Anything else gets ENOSYS, which libraries take for an older kernel. */
 	const char *const *deadly;

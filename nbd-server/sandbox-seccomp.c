@@ -71,7 +71,7 @@ static const struct sandbox_call calls[] = {
 int seccomp_start(bool setuid, struct error *err)
 {
 	const struct sandbox_filter f = {
-		.allowed = { allowed, setuid ? to_change_user : NULL }, .calls = calls, .deadly = deadly,
+		.allowed = { allowed, setuid ? to_change_user : NULL }, .calls = { calls }, .deadly = deadly,
 	};
 
 	return sandbox_filter(&f, err);

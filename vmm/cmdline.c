@@ -146,6 +146,24 @@ static void take_paused(struct cmdline *c, const char *text)
 	c->paused = true;
 }
 
+static void take_sandbox(struct cmdline *c, const char *text)
+{
+	if (strcmp(text, "on") && strcmp(text, "off") && strcmp(text, "trap"))
+		refuse("--sandbox", "must be on, off or trap");
+	c->sandbox.off = !strcmp(text, "off");
+	c->sandbox.trap = !strcmp(text, "trap");
+}
+
+static void take_user(struct cmdline *c, const char *text)
+{
+	c->sandbox.user = text;
+}
+
+static void take_core(struct cmdline *c, const char *text)
+{
+	c->sandbox.core = true;
+}
+
 static const struct option_def options[] = {
 	{ .help = "The machine:" },
 	{ "name", 'n', "NAME", "what to call it", take_name },
@@ -174,6 +192,9 @@ static const struct option_def options[] = {
 	  "pass commands about disks on to the merinod that serves QMP here", take_merinod_qmp },
 	{ "no-reboot", 0, NULL, "end when the guest resets", take_no_reboot },
 	{ "paused", 'S', NULL, "do not start the CPUs before QMP's cont", take_paused },
+	{ "user", 0, "NAME|UID[:GROUP|GID]", "become this user when all is open", take_user },
+	{ "sandbox", 0, "on|off|trap", "give up what the machine does not need; default on", take_sandbox },
+	{ "core", 0, NULL, "leave the limit on core files as it is", take_core },
 	{ "help", 'h', NULL, "this text", take_help },
 	{ "version", 'V', NULL, "the version", take_version },
 };

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "vmm/machine.h"
+#include "vmm/sandbox.h"
 
 #define CMDLINE_NETS_MAX 8u
 #define CMDLINE_LIST_MAX 32u		/* of one option that may be repeated */
@@ -23,6 +24,7 @@ struct cmdline {
 	const char *qmp, *merinod_qmp;	/* paths of sockets; NULL: none */
 	const char *console, *agent;
 	struct cmdline_list nets;
+	struct sandbox sandbox;
 	bool paused;			/* -S */
 };
 

@@ -162,6 +162,16 @@ static void close_fd(int *fd)
 	*fd = -1;
 }
 
+/* A reset boots the same files anew. */
+void machine_close_unneeded(struct machine *m)
+{
+	close_fd(&m->kvm);
+	if (m->config->no_reboot) {
+		close_fd(&m->kernel);
+		close_fd(&m->initrd);
+	}
+}
+
 void machine_end(struct machine *m)
 {
 	vcpus_end(m);

@@ -32,6 +32,7 @@
 struct cmos;
 struct fw_cfg;
 struct interrupts;
+struct kvm_msr_list;
 struct pci_bus;
 struct platform;
 struct serial;
@@ -75,6 +76,7 @@ struct machine {
 	struct serial *serial;
 	struct vcpu *vcpu;
 	unsigned n_vcpus;
+	struct kvm_msr_list *msrs;	/* that KVM knows */
 	uint32_t tsc_khz;
 	struct loop *main;
 	enum run_state state;		/* main loop */
@@ -97,6 +99,8 @@ struct machine {
 int machine_make(struct machine *m, const struct machine_config *c, struct error *err);
 /* Loads kernel or firmware and the tables, and sets the vCPUs to where they begin. */
 int machine_boot(struct machine *m, struct error *err);
+/* When it is built: what only that needed. */
+void machine_close_unneeded(struct machine *m);
 void machine_end(struct machine *m);		/* stops the vCPUs; frees */
 
 /* Main loop.  Lets vCPUs and devices run; stops them all: when it returns none is in the guest

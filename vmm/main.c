@@ -2,6 +2,7 @@
 /* main: the life of merino-vmm.
  *
  *	options ─▶ loop ─▶ machine ─▶ devices ─▶ kernel ─▶ vCPUs run ─▶ … ─▶ end
+ *	        (sandbox begins)                       (sandbox is closed)
  *
  * The end is the same after a power-off, SIGTERM and a failed start.
  */
@@ -116,10 +117,8 @@ static pid_t thread_id(unsigned cpu)
 /* The disks, and what every machine has besides. */
 static int add_disks(struct error *err)
 {
-	int rc = disks_parse(&disks, &cmdline.disks, err);
+	int rc = disks_add(&disks, &machine, err);
 
-	if (!rc)
-		rc = disks_add(&disks, &machine, err);
 	return rc ? rc : rng_add(&machine, &rng, err);
 }
 
@@ -169,7 +168,8 @@ static int build(struct error *err)
 		rc = add_nets(err);
 	if (!rc)
 		rc = machine_boot(&machine, err);
-	return rc;
+	machine_close_unneeded(&machine);
+	return rc ? rc : sandbox_finish(&cmdline, err);
 }
 
 static void start_run(void *arg)
@@ -191,6 +191,19 @@ static void start_message(struct loop_msg *m)
 	co_start(start_run, NULL);
 }
 
+static int prepare(struct error *err)
+{
+	int rc = disks_parse(&disks, &cmdline.disks, err);
+
+	if (!rc)
+		rc = sandbox_begin(&cmdline, &disks, err);
+	if (!rc) {
+		loop = loop_new("main", err);
+		rc = loop ? loop_signals(loop, signal_came, err) : err->code;
+	}
+	return rc;
+}
+
 int main(int argc, char **argv)
 {
 	static struct loop_msg start = { .fn = start_message };
@@ -200,9 +213,9 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	mallopt(M_MMAP_THRESHOLD, 128 << 10);
 	cmdline_parse(&cmdline, argc, argv);
-	loop = loop_new("main", &err);
-	if (!loop || loop_signals(loop, signal_came, &err)) {
+	if (prepare(&err)) {
 		fail(&err);
+		disks_end(&disks);
 		loop_free(loop);
 		return 1;
 	}

@@ -110,6 +110,25 @@ int net_open(const char *text, unsigned index, struct net_options *o, struct net
 	return rc;
 }
 
+struct net_look net_look(const char *text)
+{
+	struct error ignored = ERROR_INIT;
+	struct json_object *opts = keyval_parse(text, "type", &ignored);
+	struct net_look l = { .fd = -1 };
+	uint64_t fd = UINT64_MAX;
+	char *type = NULL;
+
+	if (opts && !opts_str(opts, "type", &type, &ignored) && type) {
+		l.user = !strcmp(type, net_user.name);
+		l.tap = !strcmp(type, net_tap.name);
+	}
+	if (l.tap && !opts_u64(opts, "fd", &fd, &ignored) && fd <= INT32_MAX)
+		l.fd = (int)fd;
+	free(type);
+	json_object_put(opts);
+	return l;
+}
+
 void net_close(struct net *n)
 {
 	if (n)

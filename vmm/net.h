@@ -61,6 +61,13 @@ int net_open(const char *text, unsigned index, struct net_options *o, struct net
 	     struct error *err);
 void net_close(struct net *n);		/* NULL is fine */
 
+/* What TEXT will need, before anything is opened; wrong texts are net_open()'s to refuse. */
+struct net_look {
+	bool user, tap;
+	int fd;				/* the descriptor that it was given, or -1 */
+};
+struct net_look net_look(const char *text);
+
 extern const struct net_class net_user, net_tap;
 
 #endif

@@ -23,24 +23,32 @@ struct msr_page {
 	struct kvm_msr_entry entry[1];
 };
 
-/* Those that KVM knows; the ones that this CPU lacks are left out. */
-static int msrs_save(struct vcpu *v, struct vcpu_state *s)
+/* Asked once: /dev/kvm is closed when the machine is built. */
+int vcpu_learn_msrs(struct machine *m, struct error *err)
 {
-	struct {
-		struct kvm_msr_list head;
-		uint32_t index[VCPU_MSRS_MAX];
-	} list = { .head.nmsrs = VCPU_MSRS_MAX };
+	struct kvm_msr_list *list = malloc(sizeof(*list) + VCPU_MSRS_MAX * sizeof(*list->indices));
+
+	m->msrs = list;
+	if (!list)
+		return error_set(err, -ENOMEM, "Out of memory");
+	list->nmsrs = VCPU_MSRS_MAX;
+	if (ioctl(m->kvm, KVM_GET_MSR_INDEX_LIST, list) < 0)
+		return error_errno(err, -errno, "KVM_GET_MSR_INDEX_LIST");
+	return 0;
+}
+
+/* Those that KVM knows; the ones that this CPU lacks are left out. */
+static void msrs_save(struct vcpu *v, struct vcpu_state *s)
+{
+	const struct kvm_msr_list *list = v->machine->msrs;
 
 	s->n_msrs = 0;
-	if (ioctl(v->machine->kvm, KVM_GET_MSR_INDEX_LIST, &list) < 0)
-		return -errno;
-	for (uint32_t i = 0; i < list.head.nmsrs; i++) {
-		struct msr_page one = { .head.nmsrs = 1, .entry[0].index = list.index[i] };
+	for (uint32_t i = 0; i < list->nmsrs; i++) {
+		struct msr_page one = { .head.nmsrs = 1, .entry[0].index = list->indices[i] };
 
 		if (ioctl(v->fd, KVM_GET_MSRS, &one) == 1)
 			s->msr[s->n_msrs++] = one.entry[0];
 	}
-	return 0;
 }
 
 static void msrs_load(struct vcpu *v, const struct vcpu_state *s)
@@ -64,7 +72,7 @@ static void msrs_load(struct vcpu *v, const struct vcpu_state *s)
 
 int vcpu_save(struct vcpu *v, struct vcpu_state *s, struct error *err)
 {
-	int khz, rc;
+	int khz;
 
 	*s = (struct vcpu_state){ .version = 1 };
 	TRY(KVM_GET_MP_STATE, &s->mp);
@@ -74,9 +82,7 @@ int vcpu_save(struct vcpu *v, struct vcpu_state *s, struct error *err)
 	TRY(KVM_GET_XCRS, &s->xcrs);
 	TRY(KVM_GET_DEBUGREGS, &s->debug);
 	TRY(KVM_GET_LAPIC, &s->lapic);
-	rc = msrs_save(v, s);
-	if (rc)
-		return error_errno(err, rc, "vCPU %u: KVM_GET_MSRS", v->index);
+	msrs_save(v, s);
 	TRY(KVM_GET_VCPU_EVENTS, &s->events);
 	khz = ioctl(v->fd, KVM_GET_TSC_KHZ);
 	s->tsc_khz = khz > 0 ? (uint32_t)khz : 0;

@@ -255,6 +255,7 @@ int vcpus_make(struct machine *m, struct error *err)
 	m->vcpu = calloc(m->config->vcpus, sizeof(*m->vcpu));
 	if (!m->vcpu)
 		return error_set(err, -ENOMEM, "Out of memory");
+	rc = vcpu_learn_msrs(m, err);
 	for (unsigned i = 0; i < m->config->vcpus && !rc; i++)
 		rc = vcpu_make(m, i, err);
 	return rc;
@@ -283,6 +284,8 @@ void vcpus_end(struct machine *m)
 		free(v->first);
 	}
 	free(m->vcpu);
+	free(m->msrs);
+	m->msrs = NULL;
 	m->vcpu = NULL;
 	m->n_vcpus = 0;
 }

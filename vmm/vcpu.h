@@ -64,6 +64,7 @@ void vcpu_hold_self(void);
 
 /* The rest only while they are parked. */
 void vcpus_reset(struct machine *m);
+int vcpu_learn_msrs(struct machine *m, struct error *err);	/* before vcpu_save() */
 int vcpu_save(struct vcpu *v, struct vcpu_state *s, struct error *err);
 int vcpu_load(struct vcpu *v, const struct vcpu_state *s, struct error *err);
 
