@@ -17,6 +17,7 @@
 #include "common/uri.h"
 #include "vmm/cmdline.h"
 #include "vmm/disks.h"
+#include "vmm/firmware.h"
 #include "vmm/net.h"
 
 static int allow(const char *path, unsigned access, struct error *err)
@@ -29,7 +30,6 @@ static int allow_socket(const char *path, struct error *err)
 	return path ? sandbox_allow_parent(path, ALLOW_SOCKET, err) : 0;
 }
 
-/* A kernel is named; where firmware lies is Debian's. */
 static int look_at_machine(const struct machine_config *m, struct error *err)
 {
 	int rc = allow("/dev/kvm", ALLOW_READ | ALLOW_WRITE, err);
@@ -38,10 +38,8 @@ static int look_at_machine(const struct machine_config *m, struct error *err)
 		rc = allow(m->kernel, ALLOW_READ, err);
 	if (!rc)
 		rc = allow(m->initrd, ALLOW_READ, err);
-	if (!rc)
-		rc = allow(m->firmware, ALLOW_READ, err);
 	if (!rc && !m->kernel)
-		rc = allow("/usr/share", ALLOW_READ, err);
+		rc = allow(m->firmware ? m->firmware : FIRMWARE_DEFAULT, ALLOW_READ, err);
 	return rc;
 }
 

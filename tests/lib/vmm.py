@@ -39,14 +39,14 @@ def need_kvm():
 class Vmm:
     """One machine.  Its serial line goes to standard output, a file; .qmp is a client of its control socket."""
 
-    def __init__(self, tmp, words, *options, wait=True):
+    def __init__(self, tmp, words, *options, wait=True, inherit=None):
         self.dir, self.path = tmp, str(tmp / "vmm.qmp")
         self.serial_path, self.stderr_path = tmp / "serial", tmp / "vmm.stderr"
         self.client = None
         argv = [program(), "--kernel", payload(), "--append", words, "--qmp", f"unix:{self.path}", *options]
         with open(self.stderr_path, "wb") as err, open(self.serial_path, "wb") as out:
             self.proc = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                                         preexec_fn=die_with_parent)
+                                         pass_fds=[] if inherit is None else [inherit], preexec_fn=die_with_parent)
         if wait:
             self.wait(lambda: os.path.exists(self.path) and self.answers())
 

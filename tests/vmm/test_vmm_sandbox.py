@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The sandbox of merino-vmm: what the process still has when its guest runs, and that all a machine does works in it."""
+
+import os
+import pathlib
+import re
+import resource
+import signal
+import socket
+import subprocess
+
+import pytest
+
+from lib import qmp, tools, vmm
+
+pytestmark = pytest.mark.merino_only
+
+
+@pytest.fixture
+def machine(tmp):
+    """Starts machines with the filter's debug mode, so that a failure says which call it was."""
+    vmm.need_kvm()
+    started = []
+
+    def start(words="hang", *options, sandbox="trap", **kw):
+        started.append(vmm.Vmm(tmp, words, "--sandbox", sandbox, *options, **kw))
+        return started[-1]
+
+    yield start
+    for m in started:
+        m.end()
+
+
+@pytest.fixture
+def disk(daemon, tmp):
+    image = tools.create(tmp / "a.raw", "4M", "raw")
+    d = daemon.start("--blockdev", f"driver=raw,node-name=vda,file.driver=file,file.filename={image}",
+                     "--export", "type=nbd,id=vda,node-name=vda,writable=on")
+    return f"nbd+unix:///vda?socket={d.nbd_address}"
+
+
+def threads(m, line):
+    """The line of every thread's status but the kernel's own workers for a ring."""
+    out = set()
+    for t in pathlib.Path(f"/proc/{m.proc.pid}/task").iterdir():
+        if not (t / "comm").read_text().startswith("iou-"):
+            out.add(re.search(rf"^{line}:[ \t]*(.*)$", (t / "status").read_text(), re.M).group(1).strip())
+    return out
+
+
+def descriptors(m):
+    out = {}
+    for fd in os.listdir(f"/proc/{m.proc.pid}/fd"):
+        what = os.readlink(f"/proc/{m.proc.pid}/fd/{fd}")
+        out[int(fd)] = re.sub(r":\[\d+\]$|:\d+$", "", what)
+    return out
+
+
+def writable(m, fd):
+    with open(f"/proc/{m.proc.pid}/fdinfo/{fd}") as f:
+        return int(re.search(r"^flags:\s*(\d+)", f.read(), re.M).group(1), 8) & os.O_ACCMODE != os.O_RDONLY
+
+
+ANONYMOUS = {"anon_inode:[eventfd]", "anon_inode:[signalfd]", "anon_inode:[io_uring]", "anon_inode:kvm-vm",
+             "anon_inode:kvm-vcpu", "socket", "/memfd:guest memory (deleted)"}
+
+
+def test_all_threads(machine, disk):
+    m = machine("hang", "--cpus", "2", "--disk", disk, "--net", "user", sandbox="on")
+    m.says("hang")
+    assert len(os.listdir(f"/proc/{m.proc.pid}/task")) >= 6
+    assert threads(m, "Seccomp") == {"2"} and threads(m, "NoNewPrivs") == {"1"}
+    assert resource.prlimit(m.proc.pid, resource.RLIMIT_CORE) == (1, 1)
+
+
+def test_descriptors(machine, disk, tmp):
+    """Nothing but sockets, memory, KVM and the serial line; what was left to it is gone."""
+    (tmp / "initrd").write_bytes(b"nothing")
+    secret = os.open("/etc/passwd", os.O_RDONLY)
+    m = machine("hang", "--disk", disk, "--initrd", tmp / "initrd", "--console", f"unix:{tmp}/console",
+                "--agent", f"unix:{tmp}/agent", inherit=secret)
+    os.close(secret)
+    m.says("hang")
+    fds = descriptors(m)
+    rest = {what for what in fds.values() if what not in ANONYMOUS}
+    assert rest == {"/dev/null", str(vmm.payload()), str(tmp / "initrd"), str(m.serial_path), str(m.stderr_path)}
+    for fd, what in fds.items():
+        if what in (str(vmm.payload()), str(tmp / "initrd")):
+            assert not writable(m, fd)
+
+
+def test_fewer_descriptors(machine, tmp):
+    """A machine that is never booted again has no file, and one with a socket for its serial line no standard input."""
+    m = machine("hang", "--no-reboot", "--serial", f"unix:{tmp}/line")
+    m.qmp.cmd("query-status")
+    assert {w for w in descriptors(m).values() if w not in ANONYMOUS} == {"/dev/null", str(m.stderr_path)}
+    assert os.readlink(f"/proc/{m.proc.pid}/fd/1") == "/dev/null"
+
+
+def test_closed_standard_descriptors(tmp):
+    """No device takes their place."""
+    vmm.need_kvm()
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&-', "sh", vmm.program(), "--kernel", vmm.payload(), "--append",
+                           "count=1", "--serial", f"file:{tmp}/serial"], stderr=subprocess.PIPE, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert (tmp / "serial").read_text().endswith("PASS\n")
+
+
+def test_off(machine):
+    m = machine("hang", "--core", sandbox="off")
+    m.says("hang")
+    assert threads(m, "Seccomp") == {"0"} and threads(m, "NoNewPrivs") == {"0"}
+    assert resource.prlimit(m.proc.pid, resource.RLIMIT_CORE) == resource.getrlimit(resource.RLIMIT_CORE)
+
+
+@pytest.mark.parametrize("option, value, said", [
+    ("--sandbox", "perhaps", "--sandbox: must be on, off or trap"),
+    ("--user", "no-such-user", "there is no user 'no-such-user'"),
+    ("--user", "0", "must not be root's"),
+])
+def test_wrong_options(tmp, option, value, said):
+    done = subprocess.run([vmm.program(), "--kernel", vmm.payload(), option, value], capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, timeout=30)
+    assert done.returncode == 1 and said in done.stderr
+
+
+# --- another user
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+
+
+@needs_root
+def test_another_user(machine, disk, tmp):
+    m = machine("hang", "--user", "65534:65533", "--disk", disk)
+    m.says("hang")
+    assert threads(m, "Uid") == {"\t".join(["65534"] * 4)} and threads(m, "Gid") == {"\t".join(["65533"] * 4)}
+    assert threads(m, "Groups") == {""}
+    for caps in "CapInh", "CapPrm", "CapEff", "CapAmb":
+        assert threads(m, caps) == {"0" * 16}
+    m.qmp.cmd("system_reset")
+    m.wait(lambda: m.serial().count("hang\n") >= 2)
+    m.qmp.cmd("quit")
+    assert m.proc.wait(5) == 0, m.stderr()              # its socket stays: the directory is not that user's
+
+
+# --- all that a machine does
+
+
+def test_commands(machine, disk):
+    """Every command that is the machine's own."""
+    m = machine("hang", "--cpus", "2", "--name", "vm1", "--disk", disk)
+    m.says("hang")
+    for name in "query-status", "query-name", "query-version", "query-commands", "query-cpus-fast", "query-block":
+        m.qmp.cmd(name)
+    for _ in range(3):
+        m.qmp.cmd("stop")
+        m.qmp.cmd("cont")
+    m.qmp.cmd("system_reset")
+    m.wait(lambda: m.serial().count("hang\n") >= 2)
+    m.qmp.cmd("system_powerdown")
+    m.qmp.cmd("quit")
+    m.ended()
+    assert m.stderr() == ""
+
+
+@pytest.mark.parametrize("engine", ["ring", "threads"])
+def test_consoles(machine, tmp, engine, monkeypatch):
+    """On sockets, with clients that come and go."""
+    if engine == "threads":
+        monkeypatch.setenv("MERINO_IO", "threads")
+    m = machine("hang", "--serial", f"unix:{tmp}/line", "--console", f"unix:{tmp}/console", "--agent", f"unix:{tmp}/agent")
+    m.qmp.cmd("query-status")
+    for _ in range(2):
+        for name in "line", "console", "agent":
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect(str(tmp / name))
+                s.send(b"x")
+        with qmp.QMP(m.path) as other:
+            other.cmd("query-status")
+    m.qmp.cmd("quit")
+    m.ended()
+    assert not {"line", "console", "agent"} & set(os.listdir(tmp))
+
+
+def test_signal(machine):
+    m = machine("hang", "--serial", "none")
+    m.qmp.cmd("query-status")
+    m.proc.send_signal(signal.SIGTERM)
+    m.ended()
