@@ -12,6 +12,7 @@
 
 #include "backup/copier.h"
 #include "backup/job.h"
+#include "backup/manners.h"
 #include "backup/view.h"
 #include "bitmaps/bitmap-int.h"
 #include "common/co.h"
@@ -43,6 +44,7 @@ struct copier_task {
 	struct copier_task *next;
 	uint64_t off, len;		/* whole granules */
 	uint64_t flight;		/* bytes that it counts in ->in_flight */
+	uint64_t begun;			/* when, ns */
 };
 
 /* Runs of a node from OFF on, as they were looked up. */
@@ -94,16 +96,8 @@ struct copier {
 	unsigned n_buffers, made_buffers;
 
 	uint64_t in_flight;		/* bytes of data that workers are at */
-	struct copier_manners {
-		struct loop_guests_watch guests;
-		uint64_t since_ns;	/* this period: its beginning, */
-		uint64_t ended, ns;	/* and what was counted by then */
-		uint64_t base_ns;	/* how long a request takes without us; 0: not known */
-		uint64_t probed_ns;	/* when that was last found out */
-		bool probing;
-		uint64_t piece;		/* bytes of a request */
-		uint64_t room;		/* bytes that may be in flight */
-	} manners;
+	struct manners manners;		/* towards guests, */
+	uint64_t piece;			/* whose requests of ours have so many bytes */
 
 	uint64_t next_ns;		/* when the limit lets the next request go */
 	uint64_t limits;		/* how often the limit was changed */
@@ -145,8 +139,6 @@ void copier_paced(struct copier *c, uint64_t len);
 uint64_t copier_reach(const struct copier *c, enum copier_kind kind);
 /* Sleeps; a wake-up ends it when the copier is to stop or its limit was changed. */
 void copier_nap(struct copier *c, uint64_t ns);
-/* Waits on ->idle for NS at most. */
-void copier_idle(struct copier *c, uint64_t ns);
 
 /* -- copier-manners.c */
 

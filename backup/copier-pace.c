@@ -11,42 +11,17 @@
 #define SLICE_NS 100000000ull	/* a task takes no longer than this at the limit */
 #define SLEEP_MAX (1ull << 60)	/* ns: for ever, but it can be added to a time */
 
-struct nap {
-	struct loop_timer timer;
-	struct co_queue *q;
-	bool over;
-};
-
-static void nap_over(struct loop_timer *t)
-{
-	struct nap *n = (struct nap *)t;
-
-	n->over = true;
-	co_queue_wake_all(n->q);
-}
-
 void copier_nap(struct copier *c, uint64_t ns)
 {
-	struct nap n = { .q = c->wake };
-	uint64_t limits = c->limits;
+	uint64_t limits = c->limits, end = loop_now() + ns;
+	bool early = true;
 
 	if (!loop_self()) {
 		io_sleep(c->o.source->io, ns);
 		return;
 	}
-	loop_timer_set(&n.timer, loop_now() + ns, nap_over);
-	while (!n.over && limits == c->limits && !copier_should_stop(c))
-		co_queue_wait(c->wake);
-	loop_timer_cancel(&n.timer);
-}
-
-void copier_idle(struct copier *c, uint64_t ns)
-{
-	struct nap n = { .q = &c->idle };
-
-	loop_timer_set(&n.timer, loop_now() + ns, nap_over);
-	co_queue_wait(&c->idle);
-	loop_timer_cancel(&n.timer);
+	while (early && limits == c->limits && !copier_should_stop(c))
+		early = loop_queue_wait(c->wake, end);
 }
 
 void copier_pace(struct copier *c)

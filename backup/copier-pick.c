@@ -297,6 +297,9 @@ int copier_pick(struct copier *c, struct copier_task *t)
 		t->next = c->busy;
 		c->busy = t;
 		c->in_flight += t->flight;
+		t->begun = loop_now();
+		if (loop_self() && t->flight)
+			manners_began(&c->manners, t->begun, t->flight);
 		copier_paced(c, t->len);
 	}
 	co_mutex_unlock(&c->picking);

@@ -242,6 +242,8 @@ static void task_end(struct copier *c, struct copier_task *t)
 		p = &(*p)->next;
 	*p = t->next;
 	c->in_flight -= t->flight;
+	if (t->flight)
+		manners_took(&c->manners, loop_now() - t->begun);
 }
 
 static void task_failed(struct copier *c, struct copier_task *t, const struct copier_failure *f)

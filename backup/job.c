@@ -454,30 +454,15 @@ int job_pause_point(struct job *j)
 	return job_is_cancelled(j) ? -ECANCELED : 0;
 }
 
-struct alarm {
-	struct loop_timer timer;
-	struct job *job;
-	bool over;
-};
-
-static void alarm_over(struct loop_timer *t)
-{
-	struct alarm *a = (struct alarm *)t;
-
-	a->over = true;
-	co_queue_wake_all(&a->job->wake);
-}
-
 int job_sleep(struct job *j, uint64_t ns)
 {
-	struct alarm a = { .job = j };
+	uint64_t end = loop_now() + ns;
+	bool early = true;
 
-	loop_timer_set(&a.timer, loop_now() + ns, alarm_over);
 	j->asleep = true;
-	while (!a.over && !j->nudged && !job_is_cancelled(j) && !should_pause(j))
-		co_queue_wait(&j->wake);
+	while (early && !j->nudged && !job_is_cancelled(j) && !should_pause(j))
+		early = loop_queue_wait(&j->wake, end);
 	j->asleep = j->nudged = false;
-	loop_timer_cancel(&a.timer);
 	return job_pause_point(j);
 }
 

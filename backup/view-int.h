@@ -132,10 +132,6 @@ struct view {
 	struct view_tree tree;
 	struct view_log log;
 	struct keeping *keeping;
-	struct co_queue turn;		/* of long reads, while guests ask; … */
-	unsigned reading;		/* … how many read, … */
-	uint64_t read_ns;		/* … and how long that takes lately */
-	struct loop_guests_watch guests;
 	unsigned inside;		/* calls and coroutines that use the view */
 	struct co_queue leaving;
 	struct view_stats stats;

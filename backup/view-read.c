@@ -11,10 +11,6 @@
 #include "backup/view-int.h"
 
 #define MAP_RUNS 64u
-#define TURN_FROM (64u << 10)	/* bytes: shorter reads wait for no turn */
-#define TURN_PIECE (256u << 10)
-#define TURNS_SLOW 4u
-#define SLOW_NS 2000000u
 
 /* A run in bytes, inside [off, off+len). */
 struct piece {
@@ -136,10 +132,16 @@ static void reader_leave(struct view *v)
 		gate_leave(&v->node->gate);
 }
 
-static int read_now(struct view *v, void *buf, uint64_t off, size_t len)
+int view_read(struct view *v, void *buf, uint64_t off, size_t len)
 {
 	int rc;
 
+	if (!checked_range(off, len, v->size))
+		return -EINVAL;
+	if (!len || v->broken)
+		return v->broken ? -EIO : 0;
+	if (!is_wanted(v, off, len) || is_gone(v, off, len))
+		return -EACCES;
 	reader_enter(v);
 	rc = read_pieces(v, buf, off, len);
 	if (v->broken)
@@ -148,54 +150,6 @@ static int read_now(struct view *v, void *buf, uint64_t off, size_t len)
 		rc = -EACCES;
 	reader_leave(v);
 	return rc;
-}
-
-static unsigned turns(const struct view *v)
-{
-	return v->read_ns < SLOW_NS ? 1 : TURNS_SLOW;
-}
-
-/* One long read after the other: a reader who asks for sixty-four at a time would have the
- * guest wait behind all of them.  A few at a time where each takes long by itself: there
- * the guest waits for the way more than for us. */
-static int read_in_turn(struct view *v, void *buf, uint64_t off, size_t len)
-{
-	uint64_t begun;
-	int rc;
-
-	view_enter(v);
-	while (v->reading >= turns(v))
-		co_queue_wait(&v->turn);
-	v->reading++;
-	begun = loop_now();
-	rc = v->broken ? -EIO : read_now(v, buf, off, len);
-	v->read_ns = (7 * v->read_ns + (loop_now() - begun)) / 8;
-	v->reading--;
-	for (unsigned i = v->reading; i < turns(v); i++)
-		co_queue_wake_one(&v->turn);
-	view_leave(v);
-	return rc;
-}
-
-int view_read(struct view *v, void *buf, uint64_t off, size_t len)
-{
-	int rc = 0;
-
-	if (!checked_range(off, len, v->size))
-		return -EINVAL;
-	if (!len || v->broken)
-		return v->broken ? -EIO : 0;
-	if (!is_wanted(v, off, len) || is_gone(v, off, len))
-		return -EACCES;
-	while (len >= TURN_FROM && !rc && loop_self() && loop_guests_ask(&v->guests, loop_now())) {
-		size_t now = (size_t)min_u64(len, TURN_PIECE);
-
-		rc = read_in_turn(v, buf, off, now);
-		buf = (uint8_t *)buf + now;
-		off += now;
-		len -= now;
-	}
-	return rc || !len ? rc : read_now(v, buf, off, len);
 }
 
 /* -- map ------------------------------------------------------------------------------------ */

@@ -58,19 +58,8 @@ void view_break(struct view *v, const char *fmt, ...)
 
 /* -- waiting ------------------------------------------------------------------------------ */
 
-struct alarm {
-	struct loop_timer timer;
-	struct co_queue *q;
-};
-
-static void alarm_over(struct loop_timer *t)
-{
-	co_queue_wake_all(((struct alarm *)t)->q);
-}
-
 bool patience_wait(struct patience *p, struct co_queue *q)
 {
-	struct alarm a = { .q = q };
 	uint64_t begun, took;
 
 	if (!loop_self()) {		/* a simulation: its time is another */
@@ -82,10 +71,7 @@ bool patience_wait(struct patience *p, struct co_queue *q)
 	if (!p->no_end && !p->left)
 		return false;
 	begun = loop_now();
-	if (!p->no_end)
-		loop_timer_set(&a.timer, begun + p->left, alarm_over);
-	co_queue_wait(q);
-	loop_timer_cancel(&a.timer);
+	loop_queue_wait(q, p->no_end ? UINT64_MAX : begun + p->left);
 	took = loop_now() - begun;
 	p->waited += took;
 	p->left -= min_u64(took, p->left);

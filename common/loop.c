@@ -52,17 +52,6 @@ struct loop_guests *loop_guests(void)
 	return &loop_current->guests;
 }
 
-bool loop_guests_ask(struct loop_guests_watch *w, uint64_t now)
-{
-	const struct loop_guests *g = loop_guests();
-
-	if (g->begun == w->begun && g->begun == g->ended)
-		return loop_guests_recent(w, now);
-	w->begun = g->begun;
-	w->asked_ns = now;
-	return true;
-}
-
 void loop_expect_soon(void)
 {
 	loop_current->expect_soon = true;
@@ -172,6 +161,27 @@ static void hook_queue(struct loop_hook **list, struct loop_hook *h, void (*fn)(
 	h->fn = fn;
 	h->next = *list;
 	*list = h;
+}
+
+struct alarm {
+	struct loop_timer timer;
+	struct co_queue *q;
+};
+
+static void alarm_over(struct loop_timer *t)
+{
+	co_queue_wake_all(((struct alarm *)t)->q);
+}
+
+bool loop_queue_wait(struct co_queue *q, uint64_t deadline)
+{
+	struct alarm a = { .q = q };
+
+	if (deadline != UINT64_MAX)
+		loop_timer_set(&a.timer, deadline, alarm_over);
+	co_queue_wait(q);
+	loop_timer_cancel(&a.timer);
+	return loop_now() < deadline;
 }
 
 void loop_hook_queue(struct loop_hook *h, void (*fn)(struct loop_hook *))

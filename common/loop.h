@@ -66,21 +66,6 @@ struct loop_guests {
 };
 struct loop_guests *loop_guests(void);
 
-/* When guests were last seen to ask; whoever looks has one of his own, zeroes at first. */
-struct loop_guests_watch {
-	uint64_t begun, asked_ns;
-};
-
-#define LOOP_GUESTS_QUIET_NS 20000000u	/* without a request for so long: no guest is there */
-
-static inline bool loop_guests_recent(const struct loop_guests_watch *w, uint64_t now)
-{
-	return w->asked_ns && now - w->asked_ns < LOOP_GUESTS_QUIET_NS;
-}
-
-/* Looks: whether guests ask something of this loop, or did a moment ago. */
-bool loop_guests_ask(struct loop_guests_watch *w, uint64_t now);
-
 /* Runs M->fn on L's thread; any thread may post.  M must stay valid until then. */
 void loop_post(struct loop *l, struct loop_msg *m);
 
@@ -98,6 +83,9 @@ void loop_work(void (*fn)(void *arg), void *arg);
 
 void loop_timer_set(struct loop_timer *t, uint64_t deadline_ns, void (*fn)(struct loop_timer *));
 void loop_timer_cancel(struct loop_timer *t);
+/* From a coroutine: waits on Q until it is woken, at DEADLINE (of loop_now()) at the latest;
+ * then all that wait on Q are.  False: it is past.  UINT64_MAX: as long as it takes. */
+bool loop_queue_wait(struct co_queue *q, uint64_t deadline);
 void loop_hook_queue(struct loop_hook *h, void (*fn)(struct loop_hook *));
 /* FN is called on this loop's thread when the loop ends, for what the thread has
  * pooled; queueing H twice is one call. */

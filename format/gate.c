@@ -7,31 +7,14 @@
 
 #include "common/loop.h"
 
-/* Wakes the closer when its patience ends. */
-struct gate_limit {
-	struct loop_timer timer;
-	struct gate *gate;
-	bool over;
-};
-
-static void gate_limit_over(struct loop_timer *t)
-{
-	struct gate_limit *limit = (struct gate_limit *)t;
-
-	limit->over = true;
-	co_queue_wake_all(&limit->gate->closing);
-}
-
 int gate_close(struct gate *g, uint64_t timeout_ns)
 {
-	struct gate_limit limit = { .gate = g };
+	uint64_t end = timeout_ns ? loop_now() + timeout_ns : UINT64_MAX;
+	bool early = true;
 
 	g->closed++;
-	if (g->inside && timeout_ns)
-		loop_timer_set(&limit.timer, loop_now() + timeout_ns, gate_limit_over);
-	while (g->inside && !limit.over)
-		co_queue_wait(&g->closing);
-	loop_timer_cancel(&limit.timer);
+	while (g->inside && early)
+		early = loop_queue_wait(&g->closing, end);
 	if (!g->inside)
 		return 0;
 	gate_open(g);

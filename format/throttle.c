@@ -57,27 +57,12 @@ static void throttle_close(struct node *n)
 	n->state = NULL;
 }
 
-struct nap {
-	struct loop_timer timer;
-	struct co_queue *q;
-};
-
-static void nap_over(struct loop_timer *t)
-{
-	co_queue_wake_all(((struct nap *)t)->q);
-}
-
 static void nap(struct node *n, struct co_queue *q, uint64_t ns)
 {
-	struct nap nap_ = { .q = q };
-
-	if (!loop_self()) {
+	if (loop_self())
+		loop_queue_wait(q, loop_now() + ns);
+	else
 		io_sleep(n->io, ns);
-		return;
-	}
-	loop_timer_set(&nap_.timer, loop_now() + ns, nap_over);
-	co_queue_wait(q);
-	loop_timer_cancel(&nap_.timer);
 }
 
 static void throttle(struct node *n, bool write, uint64_t bytes)

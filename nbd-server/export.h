@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "backup/manners.h"
 #include "common/co.h"
 #include "common/error.h"
 #include "common/loop.h"
@@ -70,6 +71,10 @@ struct export {
 	struct co_queue resume;		/* … where they do */
 	struct io_stats stats;		/* of clients' requests */
 	struct export_errors errors;
+	struct manners manners;		/* of long reads, if it is read-only, … */
+	struct co_mutex turn;		/* … which wait here … */
+	uint64_t reading;		/* … unless they are these bytes; … */
+	struct co_queue read;		/* … some of which were read */
 };
 
 /* The device that an export is in query-block: "/machine/peripheral/ID/virtio-backend". */

@@ -14,6 +14,10 @@
 #include "common/checked.h"
 #include "nbd-server/conn.h"
 
+#define GIVE_WAY_MIN (64u << 10)	/* bytes: shorter reads give way to nobody */
+#define GIVE_WAY_PIECE (128u << 10)
+#define GIVE_WAY_NS 10000000u		/* how long a dead connection may go unnoticed */
+
 /* Sets the header of R for LEN bytes of data at OFF. */
 static void head_data(struct request *rq, struct reply *r, uint64_t off, uint32_t len, bool last)
 {
@@ -64,6 +68,54 @@ static bool read_nocopy(struct request *rq, uint64_t off, uint32_t len, bool las
 	return true;
 }
 
+/* Waits until LEN bytes more may be read of an export that makes way. */
+static void give_way(struct conn *c, uint32_t len)
+{
+	struct export *e = c->export;
+	uint64_t now, ns;
+
+	co_mutex_lock(&e->turn);
+	for (;;) {
+		now = loop_now();
+		ns = c->dead ? 0 : manners_wait(&e->manners, loop_guests(), now, e->reading, len);
+		if (!ns)
+			break;
+		loop_queue_wait(&e->read, now + min_u64(ns, GIVE_WAY_NS));
+	}
+	e->reading += len;
+	manners_began(&e->manners, now, len);
+	co_mutex_unlock(&e->turn);
+}
+
+/* node_read().  Long reads of a read-only export are somebody's backup, say: while guests
+ * ask something of the same loop, they leave them room, and wait outside the gate. */
+static int read_disk(struct request *rq, uint8_t *buf, uint64_t off, uint32_t len)
+{
+	struct conn *c = rq->conn;
+	struct export *e = c->export;
+	int rc = 0;
+
+	if (e->writable || len < GIVE_WAY_MIN || !manners_look(&e->manners, loop_guests(), loop_now()))
+		return node_read(c->node, buf, off, len);
+	while (len && !rc) {
+		uint32_t now = (uint32_t)min_u64(len, GIVE_WAY_PIECE);
+		uint64_t begun;
+
+		conn_leave(c);
+		give_way(c, now);
+		conn_enter(c);
+		begun = loop_now();
+		rc = c->dead ? -ESHUTDOWN : node_read(c->node, buf, off, now);
+		manners_took(&e->manners, loop_now() - begun);
+		e->reading -= now;
+		co_queue_wake_all(&e->read);
+		buf += now;
+		off += now;
+		len -= now;
+	}
+	return rc;
+}
+
 /* One piece in one reply: 0 or -errno, with nothing queued then. */
 static int read_piece(struct request *rq, uint64_t off, uint32_t len, bool last)
 {
@@ -73,7 +125,7 @@ static int read_piece(struct request *rq, uint64_t off, uint32_t len, bool last)
 
 	if (!r)
 		return -ENOMEM;
-	rc = node_read(c->node, reply_payload(r), off, len);
+	rc = read_disk(rq, reply_payload(r), off, len);
 	if (rc || c->dead) {
 		reply_free(c, r);
 		return rc;
@@ -98,7 +150,7 @@ static int read_stream(struct request *rq, uint64_t off, uint32_t len, bool last
 		struct reply *p;
 
 		p = reply_new(c, now);
-		rc = p ? node_read(c->node, reply_payload(p), off, now) : -ENOMEM;
+		rc = p ? read_disk(rq, reply_payload(p), off, now) : -ENOMEM;
 		if (!rc) {
 			p->iov = (struct iovec){ .iov_base = reply_payload(p), .iov_len = now };
 			reply_stream_add(c, s, p);
