@@ -20,8 +20,10 @@ from lib.pki import Pki                                  # noqa: E402
 os.environ["PATH"] = "/usr/bin:/usr/sbin:/bin:/sbin:" + os.environ.get("PATH", "")
 
 
-# A shell's background job is started with SIGINT ignored, and what we start would be, too: tests interrupt it.
+# A shell's background job is started with SIGINT ignored, what nohup(1) starts with SIGHUP, and what we start would
+# be, too: tests interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_configure(config):

@@ -11,6 +11,7 @@ import pytest
 from lib import tools
 from lib.checkpoints import begin, changed, end, epochs, handle, pull, read, states
 from lib.daemon import blockdev, disk_args
+from lib.patience import wait_until
 from lib.qmp import QMPError
 from lib.schema import Schema
 
@@ -228,10 +229,11 @@ def test_lease_runs_out(two):
     end(two, begin(two, "ab", "c1")["id"])
     two.qmp.event("CHECKPOINT_ENDED")
     a.pwrite(b"1", 0)
-    c = begin(two, "ab", "c2", since="c1", lease=1)
+    c = begin(two, "ab", "c2", since="c1")
     h = handle(c, 0)
     h.pread(K, 0)
     h.shutdown()
+    two.qmp.cmd("checkpoint-renew", {"id": "c2", "lease": 1})
     e = two.qmp.event("CHECKPOINT_ENDED")["data"]
     assert e == {"id": "c2", "success": False, "reason": "lease"}
     assert states(two) == {"c1": "active"} and len(two.qmp.cmd("query-block-exports")) == 2
@@ -241,15 +243,18 @@ def test_lease_runs_out(two):
 
 def test_lease_is_renewed(two):
     """By requests of any kind, or by command; not by a client that only stays connected."""
-    c = begin(two, "ab", "c1", lease=1)
+    c = begin(two, "ab", "c1", lease=30)
     h = handle(c, 1)
-    for _ in range(8):
-        h.pread(K, 0)
-        time.sleep(0.25)
-    for _ in range(8):
-        two.qmp.cmd("checkpoint-renew", id="c1")
-        time.sleep(0.25)
-    assert states(two) == {"c1": "pending"}
+
+    def left():
+        return two.qmp.cmd("query-checkpoints")[0]["lease-left"]
+
+    for renew in lambda: h.pread(K, 0), lambda: two.qmp.cmd("checkpoint-renew", id="c1"):
+        wait_until(lambda: left() <= 27)
+        begun = time.monotonic()
+        renew()
+        assert left() >= 29 - (time.monotonic() - begun)
+    two.qmp.cmd("checkpoint-renew", {"id": "c1", "lease": 1})
     two.qmp.event("CHECKPOINT_ENDED")
     assert states(two) == {}
 

@@ -8,6 +8,7 @@ import pytest
 
 from lib import pushes, tools
 from lib.daemon import disk_args
+from lib.patience import listening, wait_until
 from lib.pushes import K, M, Writer, backup, bitmap, failed, read_image, succeeded, wait
 
 SIZE = 16 * M
@@ -33,10 +34,9 @@ def remote(tmp):
     """An NBD server of QEMU's with an empty image; its socket and the image."""
     tools.create(tmp / "remote.qcow2", SIZE)
     sock = tmp / "remote"
-    p = subprocess.Popen([tools.need("qemu-nbd"), "-t", "-f", "qcow2", "-k", sock, "-x", "r", "--discard=unmap", tmp / "remote.qcow2"])
-    while not sock.exists():
-        time.sleep(0.01)
-    yield sock, tmp / "remote.qcow2", p
+    p = subprocess.Popen([tools.need("qemu-nbd"), "-t", "-e", "8", "-f", "qcow2", "-k", sock, "-x", "r", "--discard=unmap",
+                          tmp / "remote.qcow2"])
+    yield listening(sock, p), tmp / "remote.qcow2", p
     p.kill()
     p.wait()
 
@@ -55,10 +55,11 @@ def test_full_under_writes(disk, tmp, fmt, kw):
     with Writer(disk, "disk", SIZE, content=content(tmp)) as w:
         path = pushes.target(disk, tmp, SIZE, fmt=fmt)
         lo = w.done
-        backup(disk, speed=16 * M, **kw)
+        backup(disk, speed=M, **kw)
         hi = w.begun
+        wait_until(lambda: w.done > hi + 20 or w.failure)    # they come while it copies
+        disk.qmp.cmd("block-job-set-speed", device="j", speed=32 * M)
         succeeded(disk)
-        assert w.done > hi + 20                              # they came while it copied
     disk.stop()
     instant(w, path, fmt, lo, hi, tmp)
     if fmt == "qcow2":
@@ -153,11 +154,10 @@ def faulty(tmp):
     sock, switch = tmp / "faulty", tmp / "fail"
     p = subprocess.Popen([tools.need("nbdkit"), "-f", "-U", sock, "--filter=error", "memory", str(SIZE),
                           "error-pwrite-rate=100%", "error-zero-rate=100%", f"error-file={switch}", "error=ENOSPC"])
-    while not sock.exists():
-        time.sleep(0.01)
+    listening(sock, p)
     yield {"driver": "nbd", "node-name": "target", "server": {"type": "unix", "path": str(sock)}}, switch
     p.kill()
-    p.kill()
+    p.wait()
 
 
 def copied(sock):
@@ -185,8 +185,8 @@ def test_bitmap_after_failure(disk, tmp, faulty, mode, sync):
     h = disk.libnbd()
     h.pwrite(b"a" * 3 * M, 8 * M)
     before = bitmap(disk, "b")["count"]
-    backup(disk, sync=sync, bitmap="b", bitmap_mode=mode, speed=4 * M, x_perf={"max-chunk": 64 * K, "max-workers": 2})
-    time.sleep(0.3)
+    backup(disk, sync=sync, bitmap="b", bitmap_mode=mode, speed=256 * K, x_perf={"max-chunk": 64 * K, "max-workers": 2})
+    wait_until(lambda: disk.qmp.cmd("query-block-jobs")[0]["offset"] > 0)
     h.pwrite(b"c" * K, 14 * M)
     h.pwrite(b"c" * K, 0)
     faulty[1].touch()

@@ -6,12 +6,12 @@ import random
 import signal
 import subprocess
 import threading
-import time
 
 import nbd
 import pytest
 
 from lib import pattern, tools
+from lib.patience import HANG, listening, wait_until
 
 MIB = 1 << 20
 SIZE = 24 * MIB
@@ -23,29 +23,27 @@ def rule(kind, sector):
 
 
 class Guest(threading.Thread):
-    """Writes all the time, one request at a time; keeps the longest that one took."""
+    """Writes all the time, one request at a time, as long as nobody stops it."""
 
     def __init__(self, rig):
         super().__init__(daemon=True)
-        self.h, self.going, self.longest, self.error, self.count = rig.d.libnbd("disk"), True, 0, None, 0
+        self.h, self.going, self.error, self.count = rig.d.libnbd("disk"), True, None, 0
         self.start()
+        wait_until(lambda: self.count or self.error)
 
     def run(self):
         rng = random.Random(7)
         try:
             while self.going:
-                begun = time.monotonic()
                 self.h.pwrite(pattern.block(rng.randrange(99), 4096), rng.randrange(SIZE // 4096) * 4096)
-                self.longest = max(self.longest, time.monotonic() - begun)
                 self.count += 1
         except nbd.Error as e:
             self.error = e
 
     def end(self):
         self.going = False
-        self.join(20)
-        assert not self.is_alive() and self.error is None and self.count > 0
-        return self.longest
+        self.join(HANG)
+        assert not self.is_alive() and self.error is None
 
 
 class Rig:
@@ -163,8 +161,7 @@ def server(tmp):
     tools.need("nbdkit")
     sock = tmp / "server.sock"
     p = subprocess.Popen(["nbdkit", "-f", "-U", sock, "--filter=delay", "memory", str(SIZE), "delay-write=20ms"])
-    while not sock.exists():
-        time.sleep(0.02)
+    listening(sock, p)
     yield p, {"driver": "nbd", "node-name": "target", "server": {"type": "unix", "path": str(sock)}}
     p.send_signal(signal.SIGCONT)
     p.kill()
@@ -176,8 +173,8 @@ def test_target_gone(daemon, tmp, server):
     rig.remember()
     rig.add(server[1])
     guest = Guest(rig)
-    rig.start(**{"x-perf": {"max-workers": 2, "max-chunk": 65536}})
-    time.sleep(0.3)
+    rig.start(speed=MIB, **{"x-perf": {"max-workers": 2, "max-chunk": 65536}})
+    wait_until(lambda: rig.d.qmp.cmd("query-block-jobs")[0]["offset"] > 0)
     server[0].kill()
     assert "error" in rig.ended()
     guest.end()
@@ -191,16 +188,14 @@ def test_target_stopped(daemon, tmp, server):
     rig.remember()
     rig.add(server[1])
     guest = Guest(rig)
-    rig.start()
-    time.sleep(0.1)
+    rig.start(speed=MIB)
+    wait_until(lambda: rig.d.qmp.cmd("query-block-jobs")[0]["offset"] > 0)
     server[0].send_signal(signal.SIGSTOP)
     before = guest.count
-    time.sleep(1)
-    assert guest.count > before
+    wait_until(lambda: guest.count > before + 100 or guest.error)
     rig.cmd("block-job-cancel", {"device": "j", "force": True})
     assert rig.d.qmp.event("BLOCK_JOB_CANCELLED")["data"]["device"] == "j"
-    longest = guest.end()
-    assert longest < 5, longest                            # seconds: a busy machine; it would be for ever
+    guest.end()
     server[0].send_signal(signal.SIGCONT)
     rig.gone()
     rig.next_is_right()
@@ -214,17 +209,16 @@ def test_none_is_whole_when_it_is_cancelled(daemon, tmp, server, stopped):
     rig.add(server[1])
     rig.start(sync="none", **{"x-perf": {"max-workers": 1}})
     h = rig.d.libnbd("disk")
-    if stopped:
-        server[0].send_signal(signal.SIGSTOP)
+    server[0].send_signal(signal.SIGSTOP)
     offsets = random.Random(5).sample(range(0, SIZE, 65536), 50)
     for off in offsets:
         h.pwrite(b"new!" * 1024, off)
     jobs = rig.d.qmp.cmd("query-block-jobs")
     assert len(jobs) == 1 and jobs[0]["busy"] and jobs[0]["offset"] < 50 * 65536        # it lags behind
-    begun = time.monotonic()
+    if not stopped:
+        server[0].send_signal(signal.SIGCONT)
     rig.cmd("block-job-cancel", {"device": "j"})
     rig.d.qmp.event("BLOCK_JOB_CANCELLED")
-    assert time.monotonic() - begun < 30
     if not stopped:
         t = nbd.NBD()
         t.connect_unix(server[1]["server"]["path"])

@@ -2,11 +2,11 @@
 """Zeroes that an incremental backup carries over NBD hide what the image below has, once it is put on it."""
 
 import subprocess
-import time
 
 import pytest
 
 from lib import pushes, tools
+from lib.patience import listening
 from lib.pushes import K, M, backup, succeeded
 
 SIZE = 16 * M
@@ -43,8 +43,7 @@ def test_incremental_over_nbd(disk, daemon, tmp, server, options):
         where = {"server": {"type": "unix", "path": remote.uri().split("socket=")[1]}, "export": "disk"}
     else:
         remote = subprocess.Popen([tools.need("qemu-nbd"), "-t", "-f", "qcow2", "-k", tmp / "r", "--discard=unmap", image])
-        while not (tmp / "r").exists():
-            time.sleep(0.01)
+        listening(tmp / "r", remote)
         where = {"server": {"type": "unix", "path": str(tmp / "r")}}
     disk.qmp.cmd("blockdev-add", {"driver": "nbd", "node-name": "target", **where})
     backup(disk, sync="incremental", bitmap="b")

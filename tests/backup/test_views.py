@@ -10,6 +10,7 @@ import pytest
 
 from lib import pattern, tools
 from lib.daemon import DidNotStart
+from lib.patience import wait_until
 
 MIB = 1 << 20
 SIZE = 16 * MIB
@@ -188,7 +189,7 @@ def test_a_failed_copy_breaks_the_write_or_the_snapshot(rig, image, tmp):
             assert rig.guest.pread(65536, MIB) == b"z" * 65536
         h.shutdown()
         rig.take_away()
-    assert "given up" in rig.d.stderr()
+    wait_until(lambda: "given up" in rig.d.stderr())
 
 
 def test_a_slow_target(rig, image):
@@ -348,7 +349,7 @@ def test_fleece_dir_and_fleece_max(daemon, tmp, options):
         rig.guest.pwrite(b"n" * MIB, at)
     assert refused(h.pread, 512, 0) == "EIO"
     assert rig.guest.pread(MIB, 127 * MIB) == b"n" * MIB
-    assert "fleece log is full" in rig.d.stderr()
+    wait_until(lambda: "fleece log is full" in rig.d.stderr())
     rig.cmd("checkpoint-end", {"id": "c", "success": False})
     assert fleece_logs(rig.d) == []
     assert os.listdir(tmp / "logs") == []

@@ -15,6 +15,7 @@ import pytest
 from lib import checkpoints, differential, dirty, tools
 from lib.daemon import DidNotStart
 from lib.dirty import add, crash_safe, ranges, states, verb
+from lib.patience import wait_until
 
 pytestmark = pytest.mark.merino_only
 
@@ -409,7 +410,8 @@ def test_file_beside_the_image_is_cut_off(daemon, tmp):
     assert states(d)["b"]["count"] == SIZE and states(d)["other"]["count"] == 3 * 4096
     verb(d, "clear", "b")
     h.pwrite(b"z" * 512, 5 << 20)
-    assert ranges(d, "b") == [(5 << 20, 512)] and "do not survive a crash" in d.stderr()
+    assert ranges(d, "b") == [(5 << 20, 512)]
+    wait_until(lambda: "do not survive a crash" in d.stderr())
     h.shutdown()
     d.stop()
     d = start(daemon, path)

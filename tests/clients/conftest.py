@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from lib.nbdserver import Server
+from lib.patience import HANG
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 REPORT = re.compile(r"(Address|Leak|Thread|Memory|UndefinedBehavior)Sanitizer|runtime error:|[Aa]ssertion .*failed")
@@ -31,7 +32,7 @@ class Merino:
 
     def run(self, *args, status=0, **kw):
         done = subprocess.run(self.argv(*args), cwd=self.cwd, text=True, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=50, **kw)
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=HANG, **kw)
         assert not REPORT.search(done.stderr), done.stderr
         assert done.returncode == status, f"{args}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return done

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """merino backup: every point is the disks at one instant, proven without Merino; whatever interrupts it."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import pytest
 
 from lib import tools
 from lib.daemon import disk_args
+from lib.patience import HANG, wait_until
 from lib.proof import Writer, leftovers, points, prove
 
 pytestmark = pytest.mark.merino_only
@@ -47,6 +49,14 @@ def refused(merino, *args):
     text = merino.run("backup", "--to", "repo", *args, status=1).stderr
     assert text.startswith("merino backup: "), text
     return text
+
+
+@contextlib.contextmanager
+def stopped(process):
+    """It stands still meanwhile: however slow the machine is, it has not ended."""
+    process.send_signal(signal.SIGSTOP)
+    yield
+    process.send_signal(signal.SIGCONT)
 
 
 def repo(merino):
@@ -302,7 +312,7 @@ def run_and_kill(merino, d, rng, signo):
     run = subprocess.Popen(args, cwd=merino.cwd, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(rng.random() * rng.choice([0.02, 0.1, 0.3]))
     run.send_signal(signo)
-    return run.wait(20) == 0
+    return run.wait(HANG) == 0
 
 
 def test_signal_while_its_merinod_starts(merino, tmp):
@@ -315,7 +325,7 @@ def test_signal_while_its_merinod_starts(merino, tmp):
                                stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(rng.random() * 0.02)
         run.send_signal(signal.SIGINT)
-        assert run.wait(20) in (0, -signal.SIGINT)
+        assert run.wait(HANG) in (0, -signal.SIGINT)
     all_good(merino)
     assert levels(backup(merino, tmp / "a.qcow2")) == dict(a="incremental")
 
@@ -326,14 +336,13 @@ def test_copy_of_the_repository(live, merino):
     backup(merino, "--socket", live.qmp_path)
     shutil.copytree(repo(merino), repo(merino).with_name("copy"))
     live.libnbd("a").pwrite(os.urandom(4 * MIB), 0)
-    run = subprocess.Popen(merino.argv("backup", "--json", "--to", "repo", "--limit", "2M", "--socket", live.qmp_path),
+    run = subprocess.Popen(merino.argv("backup", "--json", "--to", "repo", "--limit", "1M", "--socket", live.qmp_path),
                            cwd=merino.cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    while not any(c["state"] == "pending" for c in live.qmp.cmd("query-checkpoints")):
-        assert run.poll() is None
-        time.sleep(0.01)
-    text = merino.run("backup", "--to", "copy", "--socket", live.qmp_path, status=1).stderr
+    wait_until(lambda: any(c["state"] == "pending" for c in live.qmp.cmd("query-checkpoints")))
+    with stopped(run):
+        text = merino.run("backup", "--to", "copy", "--socket", live.qmp_path, status=1).stderr
     assert "has a pending checkpoint" in text
-    out, _ = run.communicate(timeout=30)
+    out, _ = run.communicate(timeout=HANG)
     assert run.returncode == 0 and levels(json.loads(out)) == dict(a="incremental", b="incremental")
     merino.run("backup", "--to", "copy", "--socket", live.qmp_path)
 
@@ -370,14 +379,12 @@ def test_killed_often(live, merino, seed):
 @pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_a_signal(live, merino, signo):
     writer(live).write(400)
-    args = merino.argv("backup", "--to", "repo", "--socket", live.qmp_path, "--limit=1M")
+    args = merino.argv("backup", "--to", "repo", "--socket", live.qmp_path, "--limit=64k")
     run = subprocess.Popen(args, cwd=merino.cwd, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 20
-    while not list(repo(merino).glob(".*.qcow2.partial")) and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: list(repo(merino).glob(".*.qcow2.partial")))
     assert set(states(merino).values()) == {"unfinished"}
     run.send_signal(signo)
-    assert run.wait(20) == -signo and "stopped by a signal" in run.stderr.read()
+    assert run.wait(HANG) == -signo and "stopped by a signal" in run.stderr.read()
     run.stderr.close()
     assert not leftovers(repo(merino)) and not points(repo(merino))
     assert live.qmp.cmd("query-checkpoints") == []
@@ -385,13 +392,11 @@ def test_stopped_by_a_signal(live, merino, signo):
 
 def test_daemon_that_dies(live, merino):
     writer(live).write(400)
-    args = merino.argv("backup", "--to", "repo", "--socket", live.qmp_path, "--limit=1M", "--timeout=2")
+    args = merino.argv("backup", "--to", "repo", "--socket", live.qmp_path, "--limit=64k", "--timeout=2")
     run = subprocess.Popen(args, cwd=merino.cwd, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 20
-    while not list(repo(merino).glob(".*.qcow2.partial")) and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: list(repo(merino).glob(".*.qcow2.partial")))
     live.kill()
-    assert run.wait(30) == 1
+    assert run.wait(HANG) == 1
     run.stderr.close()
     assert not leftovers(repo(merino)) and not points(repo(merino))
 
@@ -405,7 +410,7 @@ def test_no_space(live, merino, size):
     script = f'mount -t tmpfs -o size={size} none repo && ! "$@" && ls -A repo'
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh",
                            *merino.argv("backup", "--to", "repo", "--socket", live.qmp_path)], cwd=merino.cwd,
-                          capture_output=True, text=True, timeout=50)
+                          capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0 and "No space left" in done.stderr, done.stderr
     assert set(done.stdout.split()) <= {".lock", "repository.json"}
     assert live.qmp.cmd("query-checkpoints") == []
@@ -417,11 +422,10 @@ def test_two_writers(live, merino):
     writer(live).write(400)
     args = merino.argv("backup", "--quiet", "--to", "repo", "--socket", live.qmp_path, "--limit=4M")
     run = subprocess.Popen(args, cwd=merino.cwd, stdin=subprocess.DEVNULL)
-    end = time.monotonic() + 20
-    while not list(repo(merino).glob(".*.qcow2.partial")) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert "is in use" in refused(merino, "--socket", live.qmp_path)
-    assert run.wait(30) == 0
+    wait_until(lambda: list(repo(merino).glob(".*.qcow2.partial")))
+    with stopped(run):
+        assert "is in use" in refused(merino, "--socket", live.qmp_path)
+    assert run.wait(HANG) == 0
     all_good(merino)
 
 

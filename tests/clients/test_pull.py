@@ -14,6 +14,7 @@ import pytest
 
 from lib import pattern, tools
 from lib.nbdserver import Server
+from lib.patience import HANG
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -342,7 +343,7 @@ def test_signals(merino, tmp, signo):
         while len(s.requests) < 4:
             time.sleep(0.01)
         p.send_signal(signo)
-        p.communicate(timeout=20)
+        p.communicate(timeout=HANG)
         assert p.returncode == -signo
     left = os.listdir(merino.cwd)
     if signo == signal.SIGKILL:

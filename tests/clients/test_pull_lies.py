@@ -3,12 +3,12 @@
 
 import errno
 import pathlib
-import time
 
 import pytest
 
 from lib import pattern
 from lib.nbdserver import Server, STATE_HOLE, STATE_ZERO
+from lib.patience import wait_until
 
 MIB = 1 << 20
 BITMAP = "qemu:dirty-bitmap:b"
@@ -115,9 +115,7 @@ def test_connections(serve, merino):
     content = pattern.block(9, 4 * MIB)
     s = serve(content)
     assert copied(merino, s, "--connections=3") == content
-    end = time.monotonic() + 5
-    while s.connections < 3 and time.monotonic() < end:      # the last may still wait to be accepted
-        time.sleep(0.01)
+    wait_until(lambda: s.connections >= 3)               # the last may still wait to be accepted
     assert s.connections == 3
     s = serve(content, multi_conn=False)
     assert copied(merino, s, "--force", "--connections=3") == content

@@ -16,6 +16,7 @@ import pytest
 from lib import tools
 from lib.agent import Agent, wait
 from lib.daemon import die_with_parent, disk_args
+from lib.patience import HANG
 
 pytestmark = pytest.mark.merino_only
 
@@ -151,7 +152,7 @@ def test_two_at_once(guest):
     guest.agent.delay = 0.2
     runs = [guest.start("--quiesce", to=f"repo{i}") for i in range(2)]
     for p in runs:
-        out, said = p.communicate(timeout=50)
+        out, said = p.communicate(timeout=HANG)
         assert p.returncode == 0 and json.loads(out)["quiesced"], (out, said)
     assert [w for w in guest.log if w in (FREEZE, "begun", THAW)] == [FREEZE, "begun", THAW] * 2
 
@@ -233,7 +234,7 @@ def test_a_guest_that_thaws_by_itself(guest):
     wait(lambda: BEGIN in guest.log)
     guest.agent.frozen = 0          # as VSS does after ten seconds
     guest.tap.gate.set()
-    out, said = p.communicate(timeout=50)
+    out, said = p.communicate(timeout=HANG)
     assert p.returncode == 0 and not json.loads(out)["quiesced"] and "by itself" in said, said
 
 
@@ -253,7 +254,7 @@ def test_the_limit(guest):
     wait(lambda: THAW in guest.log, what=guest.log)
     assert guest.log[-3:] == [FREEZE, BEGIN, THAW]
     guest.tap.gate.set()
-    out, said = p.communicate(timeout=50)
+    out, said = p.communicate(timeout=HANG)
     assert p.returncode == 0 and not json.loads(out)["quiesced"], said
     assert f"its {PATIENCE} s were over before the instant was taken" in said
 
@@ -267,7 +268,7 @@ def test_killed_while_it_is_frozen(guest, how):
     p.send_signal(how)
     guest.thawed()
     guest.tap.gate.set()            # it asks the daemon to undo what it began
-    p.communicate(timeout=50)
+    p.communicate(timeout=HANG)
     assert p.returncode == -how
     wait(lambda: (guest.dir / "after").exists())
     guest.no_guard()
@@ -278,7 +279,7 @@ def test_killed_while_it_freezes(guest):
     p = guest.start("--quiesce", "--quiesce-timeout", "200")
     wait(lambda: FREEZE in guest.log)
     p.kill()
-    p.communicate(timeout=50)
+    p.communicate(timeout=HANG)
     guest.agent.delay = 0
     guest.thawed()
 
@@ -290,7 +291,7 @@ def test_the_guard_is_killed(guest):
     (guard,) = guest.guards()
     os.kill(guard, signal.SIGKILL)
     guest.tap.gate.set()
-    out, said = p.communicate(timeout=50)
+    out, said = p.communicate(timeout=HANG)
     assert p.returncode == 0 and not json.loads(out)["quiesced"] and "was killed" in said, said
     assert guest.log[-1] == THAW and not guest.agent.frozen
 
@@ -318,7 +319,7 @@ def test_hooks(guest):
     log, guest.agent.log = guest.log, Written(guest.dir / "agent.log")
     p = guest.start("--quiesce", "--name", "monday", "--hook-before", hook, "--hook-after", hook, pass_fds=[w])
     os.close(w)
-    out, said = p.communicate(timeout=50)
+    out, said = p.communicate(timeout=HANG)
     os.close(r)
     assert p.returncode == 0 and json.loads(out)["quiesced"], said
     assert said.splitlines() == [f"hook {n} monday repo {guest.dir}/qmp" for n in ("before", "after")]
@@ -369,7 +370,7 @@ def test_hooks_alone(guest):
 def test_a_hook_after_a_backup_that_fails(guest):
     """The instant could not be taken: the guest goes on, and the hook runs."""
     p = guest.start("--quiesce", "--hook-after", f"echo after > {guest.dir}/after", "nosuch")
-    out, said = p.communicate(timeout=50)
+    out, said = p.communicate(timeout=HANG)
     assert p.returncode == 1 and "nosuch" in said, said
     assert (guest.dir / "after").exists() and not guest.agent.frozen and guest.log[-1] == THAW
 

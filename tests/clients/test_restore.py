@@ -11,6 +11,7 @@ import time
 import pytest
 
 from lib import pattern, repository, tools
+from lib.patience import HANG, wait_until
 from lib.repository import CHUNK, MIB, flip, host_offset
 
 pytestmark = pytest.mark.merino_only
@@ -284,12 +285,10 @@ def test_interrupted(repo, merino):
     """^C: nothing is left, and the program dies of the signal."""
     proc = subprocess.Popen(merino.argv("restore", "--limit", "64k", repo.path, "x"), cwd=merino.cwd,
                             stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 20
-    while not os.listdir(merino.cwd) and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: os.listdir(merino.cwd))
     assert os.listdir(merino.cwd) != ["x"], "it has another name until it is complete"
     proc.send_signal(signal.SIGINT)
-    assert proc.wait(20) == -signal.SIGINT
+    assert proc.wait(HANG) == -signal.SIGINT
     proc.stderr.close()
     assert os.listdir(merino.cwd) == []
 

@@ -4,15 +4,16 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
-import time
 
 import nbd
 import pytest
 
 from lib import pattern, repository, tools
 from lib.daemon import free_port
+from lib.patience import HANG, wait_until
 from lib.repository import CHUNK, MIB
 
 pytestmark = pytest.mark.merino_only
@@ -49,7 +50,7 @@ def serve(merino, tmp):
     for proc in running:
         if proc.poll() is None:
             proc.send_signal(signal.SIGINT)
-        assert proc.wait(20) == 0
+        assert proc.wait(HANG) == 0
         proc.stdout.close()
     for name in "run", "vartmp":
         assert os.listdir(tmp / name) == []
@@ -75,7 +76,7 @@ def test_point(repo, serve, tmp, when, point):
 
 
 def test_it_is_quick(tmp, serve):
-    """However large the disk is."""
+    """However large the disk is: what reads it all takes weeks."""
     r = repository.Repository(tmp / "repo")
     r.add("p1", {"d": (MIB, [(0, b"x" * 512)])})
     m = r.manifest("p1")
@@ -83,9 +84,7 @@ def test_it_is_quick(tmp, serve):
     r.write_manifest(m)
     r.file("d", "p1").unlink()
     tools.create(r.file("d", "p1"), 1 << 50, cluster_size="2M")
-    start = time.monotonic()
     _, got = serve(r.path)
-    assert time.monotonic() - start < 5
     assert got["disks"][0]["virtual-size"] == 1 << 50
 
 
@@ -115,7 +114,7 @@ def test_text(repo, merino, tmp):
     uri = proc.stdout.readline().strip()
     tools.run("nbdinfo", "--size", uri)
     proc.send_signal(signal.SIGTERM)
-    assert proc.wait(20) == 0 and proc.stdout.read() == ""
+    assert proc.wait(HANG) == 0 and proc.stdout.read() == ""
     proc.stdout.close()
 
 
@@ -125,7 +124,7 @@ def test_socket(repo, serve, tmp):
     assert got["disks"][0]["uri"] == uri
     tools.run("nbdinfo", "--size", uri)
     proc.send_signal(signal.SIGINT)
-    assert proc.wait(20) == 0
+    assert proc.wait(HANG) == 0
     assert not (tmp / "sock").exists()
 
 
@@ -197,16 +196,18 @@ def test_nobody_is_left(repo, serve, tmp):
     proc.kill()
     proc.wait()
     proc.returncode = 0
-    with pytest.raises(nbd.Error):
-        for _ in range(400):
+
+    def gone():
+        try:
             h.pread(512, 0)
-            time.sleep(0.05)
-    end = time.monotonic() + 10
-    while socket.exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    for p in socket.parent.iterdir():
-        p.unlink()
-    socket.parent.rmdir()
+        except nbd.Error:
+            return not socket.exists()
+    wait_until(gone)
+
+    def removed():
+        shutil.rmtree(socket.parent, ignore_errors=True)
+        return not socket.parent.exists()
+    wait_until(removed)
 
 
 def test_prune_waits_outside(repo, serve, merino):

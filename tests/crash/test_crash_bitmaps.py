@@ -13,6 +13,7 @@ import nbd
 import pytest
 
 from lib import dirty, tools
+from lib.patience import HANG
 
 K, M = 1 << 10, 1 << 20
 BLOCK = 4 * K
@@ -50,7 +51,7 @@ class Writer(threading.Thread):
             self.error = e
 
     def ended(self):
-        self.join(60)
+        self.join(HANG)
         assert not self.is_alive() and self.error
 
 

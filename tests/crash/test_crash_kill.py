@@ -15,6 +15,7 @@ import nbd
 import pytest
 
 from lib import tools
+from lib.patience import HANG
 
 K, M = 1 << 10, 1 << 20
 BLOCK = 4 * K
@@ -79,7 +80,7 @@ class Writer(threading.Thread):
 
     def ended(self):
         """The server is dead: the connection must break, unless the kernel is still busy with the dead."""
-        self.join(60)
+        self.join(HANG)
         assert not self.is_alive(), f"the connection has not ended: {self.doing}"
         assert isinstance(self.error, nbd.Error), repr(self.error)
 
@@ -160,7 +161,6 @@ KINDS = ["raw", "qcow2", "small clusters", "overlay", "snapshot", "subclusters"]
 
 
 @pytest.mark.merino_only
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", KINDS)
 def test_acknowledged_data_survives_a_killed_process(daemon, tmp, kind):
     kill_rounds(daemon, tmp, kind, 5)
@@ -176,7 +176,6 @@ def test_acknowledged_data_survives_200_killed_processes(daemon, tmp, kind):
 # QEMU passes most of the time: it uses a freed cluster again before the table that freed it is written, so that after
 # a kill a block that was trimmed or zeroed now and then holds another block's data.
 @pytest.mark.merino_only
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ["qcow2", "overlay"])
 def test_flushed_data_survives_without_a_crash_log(daemon, tmp, kind):
     kill_rounds(daemon, tmp, kind, 3, "crash-log=off", acknowledged=False)

@@ -16,6 +16,7 @@ import pytest
 
 from lib import daemon as lib_daemon
 from lib import tools
+from lib.patience import HANG
 
 BLOCK, SIZE, STEPS = 4096, 4 << 20, 60
 
@@ -86,7 +87,7 @@ def serve_and_die(daemon, killer, tmp, at, how):
         d.stop()
     except (nbd.Error, lib_daemon.DidNotStart, AssertionError):
         assert at, "it died by itself"
-        assert daemon.all[-1].proc.wait(20) in (-9, 137)
+        assert daemon.all[-1].proc.wait(HANG) in (-9, 137)
     else:
         assert not at, f"it did not die at call {at}"
     finally:
@@ -125,7 +126,6 @@ def die_everywhere(daemon, killer, tmp, kind, hows, stride):
 
 
 @pytest.mark.merino_only
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ["overlay", "snapshot"])
 def test_a_script_that_dies_now_and_then(daemon, killer, tmp, kind):
     die_everywhere(daemon, killer, tmp, kind, ["before", "half", "after"], 31)

@@ -8,10 +8,11 @@ import subprocess
 import pytest
 
 from lib.daemon import ROOT, program
+from lib.patience import HANG
 
 
 def run(*argv):
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=HANG).stdout
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import pytest
 
 from lib import tools
 from lib.daemon import free_port, program
+from lib.patience import HANG
 
 pytestmark = pytest.mark.merino_only
 
@@ -25,7 +26,7 @@ def examples(page, here, port):
 
 
 def shell(command, here):
-    done = subprocess.run(command, shell=True, cwd=here, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(command, shell=True, cwd=here, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -39,7 +40,7 @@ def served(command, client, here):
         return shell(client, here)
     finally:
         proc.terminate()
-        proc.communicate(timeout=20)
+        proc.communicate(timeout=HANG)
 
 
 def test_the_example_works(tmp, merinod_page):

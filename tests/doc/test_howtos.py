@@ -12,6 +12,7 @@ import pytest
 
 from lib import tools
 from lib.daemon import ROOT, program
+from lib.patience import HANG
 
 pytestmark = pytest.mark.merino_only
 
@@ -51,12 +52,12 @@ def test_howto(page, tmp, merino):
             if kind == "python":
                 (work / name).write_text(text)
                 continue
-            done = subprocess.run(["/bin/sh", "-eu", "-c", text], cwd=work, env=env, text=True, timeout=60,
+            done = subprocess.run(["/bin/sh", "-eu", "-c", text], cwd=work, env=env, text=True, timeout=HANG,
                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             assert done.returncode == 0, f"{text}\n{done.stdout}"
             assert "WRONG" not in done.stdout and "failed" not in done.stdout, f"{text}\n{done.stdout}"
         for pidfile in work.glob("*.pid"):
-            end = time.monotonic() + 20
+            end = time.monotonic() + HANG
             while pidfile.exists():
                 assert time.monotonic() < end, "the page leaves a daemon behind"
                 time.sleep(0.01)

@@ -11,6 +11,7 @@ import pytest
 
 from lib import tools
 from lib.daemon import ROOT, program
+from lib.patience import HANG
 
 pytestmark = pytest.mark.merino_only
 
@@ -125,7 +126,7 @@ def test_first_incremental_backup(tmp, merino):
     script = script.replace("build/merino ", f"{merino} ")
     try:
         done = subprocess.run(["sh", "-e", "-c", script], cwd=tmp, stdin=subprocess.DEVNULL, capture_output=True,
-                              text=True, timeout=50)
+                              text=True, timeout=HANG)
         assert done.returncode == 0, script + "\n" + done.stdout + done.stderr
     finally:
         stop(tmp / "vm.pid")

@@ -11,6 +11,7 @@ import pytest
 
 from lib import tools
 from lib.daemon import die_with_parent
+from lib.patience import HANG
 
 
 class Servers:
@@ -19,7 +20,7 @@ class Servers:
     def __init__(self):
         self.all = []
 
-    def start(self, sock, *argv, timeout=10):
+    def start(self, sock, *argv, timeout=HANG):
         p = subprocess.Popen([tools.need(str(argv[0])), *map(str, argv[1:])], stdin=subprocess.DEVNULL,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent)
         self.all.append(p)

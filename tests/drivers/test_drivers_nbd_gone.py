@@ -12,6 +12,7 @@ import pytest
 from lib import tools
 from lib.daemon import DidNotStart
 from lib.nbdserver import Server
+from lib.patience import HANG, wait_until
 
 from .test_drivers_nbd import SIZE, node, serve
 
@@ -31,7 +32,7 @@ def test_reconnects(daemon, servers, tmp):
     with pytest.raises(nbd.Error):
         h.pwrite(b"b" * 4096, 0)
     servers.qemu_nbd(sock, path)
-    end = time.monotonic() + 20
+    end = time.monotonic() + HANG
     while True:
         try:
             h.pwrite(b"c" * 4096, 0)
@@ -66,11 +67,11 @@ def test_the_delay_ends(daemon, servers, tmp):
     path, sock = tools.create(tmp / "a", SIZE, "raw"), tmp / "s"
     p = servers.qemu_nbd(sock, path)
     h = serve(daemon, node(sock, "reconnect-delay=1")).libnbd()
-    servers.kill(p, sock)
     start = time.monotonic()
+    servers.kill(p, sock)
     with pytest.raises(nbd.Error) as e:
         h.pread(4096, 0)
-    assert e.value.errnum in (5, 107) and 0.5 < time.monotonic() - start < 15
+    assert e.value.errnum in (5, 107) and time.monotonic() - start > 0.9
 
 
 @pytest.mark.merino_only
@@ -95,8 +96,22 @@ def test_killed_under_load(daemon, servers, tmp):
         time.sleep(0.1)
         p = restart(servers, p, sock, path)
     stop.set()
-    t.join(30)
+    t.join(HANG)
     assert not t.is_alive() and h.pread(SIZE, 0) == model
+
+
+def is_not_taken(daemon, s, why):
+    """The server goes with the second request; who comes back is another."""
+    d = serve(daemon, node(s.path, "reconnect-delay=1,read-only=on", ""), writable=False)
+    h = d.libnbd()
+    assert h.pread(512, 0) == bytes(512)
+
+    def said():
+        with pytest.raises(nbd.Error):
+            h.pread(512, 0)
+        return why in d.stderr()
+    wait_until(said)
+    assert s.connections > 1
 
 
 @pytest.mark.merino_only
@@ -107,14 +122,7 @@ def test_another_size(daemon, tmp):
             return SIZE if connection == 0 else 2 * SIZE
 
     with Grown(tmp / "s", SIZE, die_after=1) as s:
-        d = serve(daemon, node(s.path, "reconnect-delay=1,read-only=on", ""), writable=False)
-        h = d.libnbd()
-        assert h.pread(512, 0) == bytes(512)
-        with pytest.raises(nbd.Error):
-            h.pread(512, 0)
-        assert s.connections > 1
-        d.stop()
-        assert "size has changed" in d.stderr()
+        is_not_taken(daemon, s, "size has changed")
 
 
 @pytest.mark.merino_only
@@ -126,14 +134,7 @@ def test_another_way_to_make_data_durable(daemon, tmp, flags):
             return flags[connection > 0]
 
     with Other(tmp / "s", SIZE, die_after=1) as s:
-        d = serve(daemon, node(s.path, "reconnect-delay=1,read-only=on", ""), writable=False)
-        h = d.libnbd()
-        assert h.pread(512, 0) == bytes(512)
-        with pytest.raises(nbd.Error):
-            h.pread(512, 0)
-        assert s.connections > 1
-        d.stop()
-        assert "makes data durable in another way" in d.stderr()
+        is_not_taken(daemon, s, "makes data durable in another way")
 
 
 def test_dies_in_an_answer(daemon, tmp):
@@ -210,9 +211,7 @@ def test_a_stuck_server_does_not_stop_the_end(daemon, servers, tmp, fmt):
     h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(65536)), 1 << 20)
     h.aio_flush()
     d.proc.send_signal(signal.SIGTERM)
-    start = time.monotonic()
-    d.wait_end(18)
-    assert time.monotonic() - start < 15
+    d.wait_end()
 
 
 @pytest.mark.merino_only
@@ -226,7 +225,7 @@ def test_a_dead_server_does_not_stop_the_end(daemon, servers, tmp):
     h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(65536)), 1 << 20)
     h.poll(100)
     d.proc.send_signal(signal.SIGTERM)
-    d.wait_end(18)
+    d.wait_end()
 
 
 @pytest.mark.merino_only
@@ -249,13 +248,14 @@ def test_memory_when_servers_come_and_go(daemon, servers, tmp):
         h = d.libnbd()
         before = d.descriptors()
         h.aio_pread(nbd.Buffer(512), 0)
-        end = time.monotonic() + 20
+        end = time.monotonic() + HANG
         while s.connections < 5 and time.monotonic() < end:
             h.poll(100)
         s.die_after = None
         while h.aio_in_flight():
             h.poll(-1)
-        assert h.pread(512, 0) == bytes(512) and d.descriptors() <= before + 1
+        assert h.pread(512, 0) == bytes(512)
+        wait_until(lambda: d.descriptors() <= before + 1)
 
 
 def test_a_socket_that_is_no_server(daemon, tmp):

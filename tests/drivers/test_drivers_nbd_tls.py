@@ -10,12 +10,13 @@ import pytest
 
 from lib import tools
 from lib.daemon import DidNotStart
+from lib.patience import HANG
 
 from .test_drivers_nbd import SIZE, exercise, serve
 
 
 def certtool(*argv):
-    subprocess.run([tools.need("certtool"), *map(str, argv)], check=True, capture_output=True, timeout=30)
+    subprocess.run([tools.need("certtool"), *map(str, argv)], check=True, capture_output=True, timeout=HANG)
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,6 @@ def by_qemu_img(make_holder):
 
 @pytest.mark.merino_only
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_as_qemu_with_itself(daemon, files):
     a, b = (daemon.start("--lock-wait", "0") for _ in range(2))
     right = allowed(QemuNbd, QemuNbd)
@@ -129,7 +128,6 @@ def test_as_qemu_with_itself(daemon, files):
 
 
 @pytest.mark.merino_only
-@pytest.mark.timeout(120)
 def test_qemu_img_beside_us_as_beside_qemu(daemon, files):
     d = daemon.start()
     right = by_qemu_img(QemuNbd)

@@ -4,12 +4,12 @@
 import os
 import pathlib
 import subprocess
-import time
 
 import pytest
 
 from lib import tools
 from lib.daemon import DidNotStart, disk_args, is_qsd
+from lib.patience import listening
 
 
 def held(pid, path):
@@ -49,9 +49,7 @@ def qemu_nbd(tmp):
         socket = tmp / f"q{len(running)}"
         running.append(subprocess.Popen([tools.need("qemu-nbd"), "-t", "-f", fmt, *([] if writable else ["-r"]),
                                          "-k", socket, path]))
-        while not socket.exists():
-            assert running[-1].poll() is None
-            time.sleep(0.01)
+        listening(socket, running[-1])
         tools.run("nbdinfo", "--size", f"nbd+unix:///?socket={socket}")     # it opens the image after the socket
         return running[-1]
     yield start

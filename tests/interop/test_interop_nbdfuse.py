@@ -9,6 +9,7 @@ import time
 import pytest
 
 from lib import layered, pattern, tools
+from lib.patience import HANG, wait_until
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="no FUSE for this user")
 
@@ -25,11 +26,8 @@ def mounted(d, tmp, *options):
             time.sleep(0.01)
         yield where / "disk"
     finally:
-        for _ in range(50):
-            if proc.poll() is not None or tools.run("fusermount3", "-u", where, check=False).returncode == 0:
-                break
-            time.sleep(0.1)
-        assert proc.wait(10) == 0
+        wait_until(lambda: proc.poll() is not None or tools.run("fusermount3", "-u", where, check=False).returncode == 0)
+        assert proc.wait(HANG) == 0
 
 
 def test_reads(disk, tmp):

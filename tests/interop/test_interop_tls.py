@@ -10,6 +10,7 @@ import pytest
 
 from lib import layered, pattern, tools
 from lib.daemon import ROOT, die_with_parent, disk_args, free_port
+from lib.patience import HANG
 
 CONTENT = layered.CONTENT
 
@@ -90,7 +91,7 @@ def test_merino_pull(served, tmp, merino):
 
 
 def wait_for(port, proc):
-    end = time.monotonic() + 20
+    end = time.monotonic() + HANG
     while time.monotonic() < end:
         assert proc.poll() is None
         with socket.socket() as s:

@@ -6,9 +6,12 @@ and QMP commands merinod takes over; that is how the tests themselves are valida
 Every daemon must exit 0 on SIGTERM with no report of a sanitizer or assertion, or the test that started it fails.
 """
 
+import contextlib
 import ctypes
+import glob
 import os
 import pathlib
+import random
 import re
 import shlex
 import shutil
@@ -21,6 +24,7 @@ import urllib.parse
 import nbd
 
 from lib import nbdraw, qmp
+from lib.patience import HANG, wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 REPORT = re.compile(r"(Address|Leak|Thread|Memory|UndefinedBehavior)Sanitizer|runtime error:|[Aa]ssertion .*failed")
@@ -56,10 +60,26 @@ def differs(ours, qemu):
     return qemu if is_qsd() else ours
 
 
+PORTS = []
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A TCP port that nobody takes before its user does: below those that the kernel gives to clients, and marked as
+    taken, for all who run tests on this machine, until this process ends."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as f:
+        first = int(f.read().split()[0])
+    while True:
+        port = random.randrange(min(10000, first // 2), min(first, 65536))
+        mark = socket.socket(socket.AF_UNIX)
+        with socket.socket() as s:
+            try:
+                mark.bind(f"\0merino-test-port-{port}")
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                mark.close()
+                continue
+        PORTS.append(mark)
+        return port
 
 
 def content_of(path):
@@ -68,6 +88,35 @@ def content_of(path):
         return path.read_text()
     except FileNotFoundError:
         return ""
+
+
+def locked(locks):
+    """The inodes that open files hold locks on, by lines as /proc/locks and fdinfo have them."""
+    # [lock:] N: OFDLCK ADVISORY READ -1 MAJOR:MINOR:INODE START END; a waiting one has "->" behind N:
+    return {int(w[-3].rsplit(":")[-1]) for w in map(str.split, locks) if "OFDLCK" in w}
+
+
+def locked_by_processes():
+    """The same of all that live."""
+    out = set()
+    for info in glob.iglob("/proc/[0-9]*/fdinfo/*"):
+        with contextlib.suppress(OSError), open(info) as f:
+            out |= locked(line for line in f if line.startswith("lock:"))
+    return out
+
+
+def wait_unlocked(directory):
+    """The kernel closes a killed process's ring, and the images that it holds, some time after the process's end."""
+    ours = set()
+    for p in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            ours.add(p.stat().st_ino)
+
+    def nobodys():
+        with open("/proc/locks") as f:
+            left = locked(f) & ours
+        return not left or left <= locked_by_processes()
+    wait_until(nobodys, why="a process that is gone holds images")
 
 
 class DidNotStart(Exception):
@@ -94,7 +143,7 @@ class Daemon:
 
     # --- life
 
-    def wait_ready(self, pidfile, timeout=20):
+    def wait_ready(self, pidfile, timeout=HANG):
         """The pid file is written last of all, when everything asked for is in place."""
         end = time.monotonic() + timeout
         while not content_of(pidfile).strip():
@@ -115,7 +164,7 @@ class Daemon:
         text = self.stderr()
         assert not REPORT.search(text), text
 
-    def wait_end(self, timeout=20):
+    def wait_end(self, timeout=HANG):
         """It was told to end: it must do so by itself, with status 0."""
         try:
             status = self.proc.wait(timeout)
@@ -139,20 +188,8 @@ class Daemon:
             self.proc.kill()
             self.proc.wait()
             self.ended = True
-            self.wait_unlocked()
+            wait_unlocked(self.dir.parent)
         self.close_clients()
-
-    def wait_unlocked(self, timeout=5):
-        """The kernel closes a killed process's ring, and the images that it holds, some time after the process's end."""
-        ours = {p.stat().st_ino for p in self.dir.parent.iterdir() if p.is_file()}
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            with open("/proc/locks") as f:
-                locks = [line.split() for line in f]
-            # N: OFDLCK ADVISORY READ -1 MAJOR:MINOR:INODE START END; a waiting one has "->" behind N:
-            if not any("OFDLCK" in w and int(w[-3].rsplit(":")[-1]) in ours for w in locks):
-                break
-            time.sleep(0.005)
 
     def close_clients(self):
         for c in self.clients:

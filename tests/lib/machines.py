@@ -4,11 +4,11 @@
 import contextlib
 import signal
 import subprocess
-import time
 
 import pytest
 
 from lib import cutter, daemon, tools, vmm
+from lib.patience import HANG, wait_until
 
 SIZE = 64 << 20
 
@@ -24,19 +24,19 @@ class Server:
         self.start()
 
     def start(self):
-        self.socket.unlink(missing_ok=True)
+        pid = self.socket.with_suffix(".pid")
+        pid.unlink(missing_ok=True)
         argv = [daemon.program(), "--nbd-server", f"addr.type=unix,addr.path={self.socket}",
-                *daemon.disk_args(self.image, self.fmt, "d", self.writable)]
+                *daemon.disk_args(self.image, self.fmt, "d", self.writable), "--pidfile", pid]
         self.proc = subprocess.Popen([str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=self.log,
                                      stderr=self.log, preexec_fn=daemon.die_with_parent)
-        end = time.monotonic() + 20
-        while not self.socket.exists():
-            assert self.proc.poll() is None and time.monotonic() < end
-            time.sleep(0.005)
+        wait_until(lambda: daemon.content_of(pid) or self.proc.poll() is not None)
+        assert self.proc.poll() is None
 
     def kill(self, signo=signal.SIGKILL):
         self.proc.send_signal(signo)
         self.proc.wait()
+        daemon.wait_unlocked(self.image.parent)
 
     def uri(self, socket=None, more=""):
         return f"nbd+unix:///d?socket={socket or self.socket}{more and ',' + more}"
@@ -75,7 +75,7 @@ def world(tmp):
         yield World()
 
 
-def passes(m, timeout=60):
+def passes(m, timeout=HANG):
     """The payload is content, and the machine ends by itself."""
     m.proc.wait(timeout)
     text = m.serial()

@@ -11,6 +11,7 @@ import socket
 import struct
 
 from lib.nbdproto import *                               # noqa: F401,F403
+from lib.patience import HANG
 
 
 class ProtocolError(AssertionError):
@@ -100,7 +101,7 @@ class Answer:
 class Conn:
     """One connection.  ADDRESS is the path of a unix socket or (host, port)."""
 
-    def __init__(self, address, timeout=20):
+    def __init__(self, address, timeout=HANG):
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.settimeout(timeout)
@@ -158,7 +159,7 @@ class Conn:
         del self.buffer[:n]
         return out
 
-    def closed_by_server(self, timeout=5):
+    def closed_by_server(self, timeout=HANG):
         """True when the server ends the connection without sending anything more."""
         if self.buffer:
             return False

@@ -6,6 +6,7 @@ import time
 
 from lib import tools
 from lib.daemon import die_with_parent
+from lib.patience import HANG
 from lib.qmp import QMP
 
 
@@ -22,7 +23,7 @@ class Peer:
                        "-qmp", f"unix:{path},server=on,wait=off"]
         self.proc = subprocess.Popen([tools.need(program), *monitor, *options], stdin=subprocess.DEVNULL,
                                      preexec_fn=die_with_parent)
-        end = time.monotonic() + 20
+        end = time.monotonic() + HANG
         while True:
             try:
                 self.qmp = QMP(str(path))
@@ -41,7 +42,7 @@ class Peer:
             self.qmp.close()
             if self.proc.poll() is None:
                 try:
-                    self.proc.wait(10)
+                    self.proc.wait(HANG)
                 except subprocess.TimeoutExpired:
                     self.proc.kill()
                     self.proc.wait()

@@ -13,6 +13,7 @@ import urllib.parse
 
 from lib import nbdraw, tools
 from lib.nbdproto import OPT_STARTTLS
+from lib.patience import HANG
 
 USUAL = "expiration_days = 3"
 LONG_AGO = 'activation_date = "2020-01-01 00:00:00"\nexpiration_date = "2021-01-01 00:00:00"'
@@ -20,7 +21,7 @@ NAMES = "dns_name = localhost\nip_address = 127.0.0.1"
 
 
 def certtool(*argv):
-    subprocess.run([tools.need("certtool"), *map(str, argv)], check=True, capture_output=True, timeout=20)
+    subprocess.run([tools.need("certtool"), *map(str, argv)], check=True, capture_output=True, timeout=HANG)
 
 
 class Pki:

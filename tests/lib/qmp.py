@@ -4,6 +4,8 @@
 import json
 import socket
 
+from lib.patience import HANG
+
 
 class QMPError(Exception):
     def __init__(self, error):
@@ -12,7 +14,7 @@ class QMPError(Exception):
 
 
 class QMP:
-    def __init__(self, path, timeout=20, negotiate=True):
+    def __init__(self, path, timeout=HANG, negotiate=True):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(timeout)
         self.sock.connect(path)

@@ -20,6 +20,7 @@ import time
 import pytest
 
 from lib.daemon import die_with_parent
+from lib.patience import HANG
 
 CACHE = pathlib.Path(os.environ.get("MERINO_CACHE") or
                      pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "merino")
@@ -40,7 +41,7 @@ def _fetch(package):
     have = sorted(CACHE.glob(package + "_*.deb"))
     if not have:
         got = subprocess.run(["apt-get", "download", "-q", package], cwd=CACHE, capture_output=True, text=True,
-                             timeout=120, check=False)
+                             timeout=300, check=False)
         have = sorted(CACHE.glob(package + "_*.deb"))
         if not have:
             pytest.skip(f"no {package}: {got.stderr.strip().splitlines()[-1:]}")
@@ -182,11 +183,11 @@ class Outer:
                  "-append", "console=ttyS0 panic=-1 mitigations=off loglevel=5 tsc=reliable",
                  "-serial", f"file:{self.log}", "-serial", f"unix:{port}"],
                 stdin=subprocess.DEVNULL, stdout=err, stderr=err, preexec_fn=die_with_parent)
-        listener.settimeout(20)
+        listener.settimeout(HANG)
         self.sock = listener.accept()[0]
         listener.close()
         self.buffer = b""
-        self.until(b"ready", 60)
+        self.until(b"ready", 300)
 
     def until(self, mark, timeout):
         """What it says up to the end of the line that begins with MARK."""
@@ -203,7 +204,7 @@ class Outer:
             assert got, "the outer machine ended:\n" + self.console()
             self.buffer += got
 
-    def sh(self, command, timeout=60, check=True):
+    def sh(self, command, timeout=300, check=True):
         """Runs COMMAND in a shell; its output."""
         data = command.encode()
         self.sock.sendall(b"%d\n" % len(data) + data)
@@ -211,7 +212,7 @@ class Outer:
         assert not check or status == "0", f"{command}: status {status}\n{text}"
         return text
 
-    def wait(self, condition, timeout=120, see=""):
+    def wait(self, condition, timeout=300, see=""):
         """Waits until the shell says that CONDITION is true; else the files SEE go into the report."""
         end = time.monotonic() + timeout
         while self.sh(f"{condition} && echo yes || usleep 200000").strip() != "yes":

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from lib.patience import HANG
+
 
 def need(program):
     """The program's path; a missing one is a failure with the remedy, not a silent skip."""
@@ -17,7 +19,7 @@ def need(program):
     return path
 
 
-def run(*argv, check=True, timeout=50, stdin=None, env=None):
+def run(*argv, check=True, timeout=HANG, stdin=None, env=None):
     """Run a program; stdout and stderr as text.  CHECK: it must exit 0."""
     argv = [str(a) for a in argv]
     done = subprocess.run([need(argv[0])] + argv[1:], input=stdin, text=True, timeout=timeout, env=env,
@@ -94,7 +96,7 @@ def trace(pid, expression, *paths):
     for p in paths:
         argv += ["-P", str(p)]
     tracer = subprocess.Popen(argv)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG
     while True:
         with open(f"/proc/{pid}/status") as f:
             if f"TracerPid:\t{tracer.pid}" in f.read():

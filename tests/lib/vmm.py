@@ -11,6 +11,7 @@ import pytest
 
 from lib import qmp
 from lib.daemon import REPORT, ROOT, die_with_parent
+from lib.patience import HANG
 
 BUILD = ROOT / os.environ.get("BUILD", "build")
 
@@ -50,7 +51,7 @@ class Vmm:
         if wait:
             self.wait(lambda: os.path.exists(self.path) and self.answers())
 
-    def wait(self, done, timeout=20):
+    def wait(self, done, timeout=HANG):
         end = time.monotonic() + timeout
         while not done():
             assert self.proc.poll() is None, f"ended with {self.proc.returncode}: {self.stderr()}"
@@ -73,7 +74,7 @@ class Vmm:
     def serial(self):
         return pathlib.Path(self.serial_path).read_text(errors="replace") if self.serial_path.exists() else ""
 
-    def says(self, text, timeout=20):
+    def says(self, text, timeout=HANG):
         self.wait(lambda: text in self.serial(), timeout)
 
     def cpu_ticks(self, thread):
@@ -83,8 +84,8 @@ class Vmm:
     def stderr(self):
         return self.stderr_path.read_text(errors="replace")
 
-    def ended(self, status=0, timeout=5):
-        """It ends by itself: within 5 s, whatever it was told by."""
+    def ended(self, status=0, timeout=HANG):
+        """It ends by itself, whatever it was told by."""
         assert (got := self.proc.wait(timeout)) == status, (got, self.stderr())
         assert not REPORT.search(self.stderr()), self.stderr()
         assert not os.path.exists(self.path)

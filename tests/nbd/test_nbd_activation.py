@@ -16,6 +16,7 @@ import pytest
 
 from lib import nbdraw, tools
 from lib.daemon import disk_args, die_with_parent, program
+from lib.patience import HANG
 from lib.qmp import QMP, QMPError
 from lib.smalldisk import DATA, raw
 
@@ -59,7 +60,7 @@ class Activated:
         return self.wait()
 
     def wait(self):
-        status = self.proc.wait(20)
+        status = self.proc.wait(HANG)
         for s in self.sockets:
             s.close()
         return status
@@ -109,7 +110,7 @@ def test_systemd_socket_activate(tmp):
         assert c.read(0, 4096) == DATA[:4096]
         c.close()
     proc.send_signal(signal.SIGTERM)
-    assert proc.wait(20) == 0, (tmp / "log").read_text()
+    assert proc.wait(HANG) == 0, (tmp / "log").read_text()
 
 
 def test_all_sockets_serve(activated, tmp):
@@ -140,7 +141,7 @@ def test_unknown_name(activated, tmp):
 @pytest.mark.parametrize("listen_fds", ["x", "-1", "2000", "1 "])
 def test_broken_number_of_descriptors(activated, tmp, listen_fds):
     a = subprocess.run(["/bin/sh", "-c", f"LISTEN_PID=$$ LISTEN_FDS='{listen_fds}' exec {program()} -r {raw(tmp)}"],
-                       capture_output=True, text=True, timeout=20)
+                       capture_output=True, text=True, timeout=HANG)
     assert a.returncode == 1 and "LISTEN_FDS" in a.stderr
 
 
@@ -164,8 +165,8 @@ def test_stop_leaves_a_shared_socket_listening(activated, tmp):
     qmp = QMP(f"{tmp}/qmp")
     qmp.cmd("nbd-server-stop")
     assert busy.closed_by_server()
-    waiting = nbdraw.Conn(a.paths[0], timeout=20)        # connected, and somebody may accept it
-    a.sockets[0].settimeout(5)
+    waiting = nbdraw.Conn(a.paths[0], timeout=HANG)        # connected, and somebody may accept it
+    a.sockets[0].settimeout(HANG)
     taken, _ = a.sockets[0].accept()
     taken.close()
     with pytest.raises(nbdraw.Closed):
@@ -181,7 +182,7 @@ def test_not_a_listening_socket(tmp):
     here, there = socket.socketpair()
     with here, there:
         done = subprocess.run([program(), "--nbd-server", f"addr.type=fd,addr.str={here.fileno()}"],
-                              pass_fds=[here.fileno()], capture_output=True, text=True, timeout=20)
+                              pass_fds=[here.fileno()], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 1 and "not a listening socket" in done.stderr
 
 
@@ -196,7 +197,7 @@ def test_notify(activated, tmp, abstract):
     name = f"\0merino-{os.getpid()}" if abstract else str(tmp / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(name)
-        manager.settimeout(20)
+        manager.settimeout(HANG)
         a = activated("-r", raw(tmp), env={"NOTIFY_SOCKET": name.replace("\0", "@")})
         ready = lines_of(manager)
         assert ready["READY"] == "1" and ready["MAINPID"] == str(a.proc.pid) and "1 export" in ready["STATUS"]
@@ -237,7 +238,7 @@ def content(path):
 def test_watchdog_asks_every_loop(activated, tmp, thread):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp / "notify"))
-        manager.settimeout(20)
+        manager.settimeout(HANG)
         a = activated("--loops", "2", "--object", "iothread,id=x", "-r", raw(tmp),
                       env={"NOTIFY_SOCKET": str(tmp / "notify"), "WATCHDOG_USEC": "100000"})
         assert "READY" in lines_of(manager)
@@ -246,7 +247,7 @@ def test_watchdog_asks_every_loop(activated, tmp, thread):
             with pytest.raises(TimeoutError):
                 for _ in range(5):                       # some may be on their way
                     lines_of(manager)
-        manager.settimeout(20)
+        manager.settimeout(HANG)
         assert lines_of(manager) == {"WATCHDOG": "1"}
         assert a.end() == 0
 
@@ -254,7 +255,7 @@ def test_watchdog_asks_every_loop(activated, tmp, thread):
 def test_watchdog(activated, tmp):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp / "notify"))
-        manager.settimeout(20)
+        manager.settimeout(HANG)
         a = activated("--loops", "3", "-r", raw(tmp), env={"NOTIFY_SOCKET": str(tmp / "notify"),
                                                            "WATCHDOG_USEC": "100000"})
         assert "READY" in lines_of(manager)
@@ -266,7 +267,7 @@ def test_watchdog(activated, tmp):
 def test_watchdog_of_another_process(activated, tmp):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp / "notify"))
-        manager.settimeout(20)
+        manager.settimeout(HANG)
         activated("-r", raw(tmp), env={"NOTIFY_SOCKET": str(tmp / "notify"), "WATCHDOG_USEC": "20000",
                                        "WATCHDOG_PID": "1"})
         assert "READY" in lines_of(manager)

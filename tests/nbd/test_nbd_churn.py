@@ -14,6 +14,7 @@ from lib import nbdraw, pattern, smalldisk
 from lib.daemon import disk_args
 from lib.nbdproto import *                               # noqa: F403
 from lib.nbdraw import info_payload, meta_payload
+from lib.patience import HANG, wait_until
 
 SECONDS = 7
 GONE = (OSError, nbdraw.Closed, nbdraw.ProtocolError, nbdraw.OptionRefused)    # a server that stops ends replies anywhere
@@ -68,7 +69,7 @@ def work(address, rng, stop, bad, base):
     """A decent client: what it reads back from its MiB is what it wrote, as long as the server lets it."""
     while not stop.is_set():
         try:
-            with nbdraw.Conn(address, timeout=20) as c:
+            with nbdraw.Conn(address, timeout=HANG) as c:
                 c.enter("calm")
                 for _ in range(20):
                     at, data = base + rng.randrange(1 << 19), pattern.block(rng.random(), rng.randrange(1, 1 << 19))
@@ -76,7 +77,7 @@ def work(address, rng, stop, bad, base):
                     if c.read(at, len(data)) != data:
                         bad.append(f"wrong data at {at:#x}")
         except TimeoutError:
-            bad.append("the decent client had to wait for 20 s")
+            bad.append(f"the decent client had to wait for {HANG} s")
         except GONE:
             pass
 
@@ -124,10 +125,8 @@ def test_nothing_is_left_of_a_riot(daemon, tmp):
         for t in threads:
             t.join()
     assert not bad, bad
-    deadline = time.monotonic() + 10
-    while d.descriptors() > peace and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: d.descriptors() <= peace)
     assert d.descriptors() == peace
-    assert d.memory() - before < 32 << 20
+    wait_until(lambda: d.memory() - before < 32 << 20)
     c = d.enter("disk0")
     assert len(c.read(0, smalldisk.SIZE)) == smalldisk.SIZE

@@ -12,6 +12,7 @@ import pytest
 
 from lib import nbdraw, nbdoracle, pattern, tools
 from lib.nbdproto import *                               # noqa: F403
+from lib.patience import HANG
 
 SIZE = 192 << 10
 BIG = [(1 << 31) - 1, 1 << 31, (1 << 32) - 512, (1 << 32) - 1, 1 << 32, (1 << 63) - 512, (1 << 63) - 1, 1 << 63,
@@ -43,7 +44,7 @@ class Checker:
     def connect(self):
         self.d.close_clients()
         self.c = self.d.enter(contexts=self.wanted, **MODES[self.mode])
-        self.c.sock.settimeout(20)
+        self.c.sock.settimeout(HANG)
 
     def ask(self, cmd, offset, length, flags):
         """The answer: an NBD error or 0, and the Answer; or CLOSE."""

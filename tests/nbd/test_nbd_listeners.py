@@ -11,6 +11,7 @@ import pytest
 
 from lib import nbdraw, qmp, tools
 from lib.daemon import disk_args, free_port, program
+from lib.patience import HANG, wait_until
 from lib.smalldisk import DATA, raw
 
 
@@ -25,13 +26,15 @@ def test_tcp(daemon, tmp):
 
 
 def test_tcp_answers_small_requests_at_once(daemon, tmp):
-    """Without TCP_NODELAY, 50 round trips would take two seconds."""
+    """Without TCP_NODELAY each round trip takes 40 ms; a loaded machine is as slow now and then, not always."""
     c = daemon.serve(raw(tmp), "raw", listen="inet").enter()
-    start = time.monotonic()
-    for _ in range(50):
+    took = []
+    for _ in range(200):
+        start = time.monotonic()
         c.read(0, 512)
         c.write(0, b"x" * 512)
-    assert time.monotonic() - start < 1.5
+        took.append(time.monotonic() - start)
+    assert sorted(took)[50] < 0.03
 
 
 def test_server_started_by_qmp(daemon, tmp):
@@ -123,7 +126,7 @@ def test_short_command_line_prints_a_uri_that_works(tmp):
         tools.qemu_io(uri, "write -P 1 0 64k", "read -P 1 0 64k", fmt="raw")
     finally:
         proc.send_signal(signal.SIGTERM)
-        status = proc.wait(20)
+        status = proc.wait(HANG)
         proc.stdout.close()
     assert status == 0, (tmp / "err").read_text()
     tools.check(path)
@@ -131,7 +134,7 @@ def test_short_command_line_prints_a_uri_that_works(tmp):
 
 def test_missing_image_is_named(tmp):
     done = subprocess.run([program(), "--blockdev", f"driver=file,node-name=n,filename={tmp}/nope.raw"],
-                          capture_output=True, text=True, timeout=20)
+                          capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 1 and f"{tmp}/nope.raw" in done.stderr and "No such file" in done.stderr
 
 
@@ -145,8 +148,5 @@ def test_daemonize_returns_when_serving(tmp):
         assert nbdraw.Conn(f"{tmp}/s").enter("disk").read(0, 512) == DATA[:512]
     finally:
         os.kill(pid, signal.SIGTERM)
-        for _ in range(200):
-            if not os.path.exists(f"/proc/{pid}"):
-                break
-            time.sleep(0.02)
-    assert not os.path.exists(f"/proc/{pid}") and not (tmp / "pid").exists()
+        wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+    assert not (tmp / "pid").exists()

@@ -14,6 +14,7 @@ import pytest
 from lib import nbdraw, smalldisk, tools
 from lib.daemon import DidNotStart, disk_args
 from lib.nbdproto import *                               # noqa: F403
+from lib.patience import HANG, wait_until
 
 pytestmark = pytest.mark.merino_only                     # the bounds are ours
 
@@ -54,14 +55,7 @@ def send_what_fits(c, data):
     except BlockingIOError:
         return 0
     finally:
-        c.sock.settimeout(20)
-
-
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
+        c.sock.settimeout(HANG)
 
 
 def settle(value, seconds=20):
@@ -135,7 +129,7 @@ def test_the_stuck_of_one_thread_are_dropped_for_who_waits_on_another(daemon, tm
         send_what_fits(c, b"".join(c.pack(CMD_READ, 0, 32 * MIB) for _ in range(32)))
     settle(d.memory)
     assert "memory is short" not in d.stderr()
-    other, end = d.enter("two"), time.monotonic() + 20
+    other, end = d.enter("two"), time.monotonic() + HANG
     while "memory is short" not in d.stderr():
         assert time.monotonic() < end
         cookies = [other.start(CMD_READ, 0, 32 * MIB) for _ in range(4)]
@@ -161,11 +155,11 @@ def test_send_timeout(daemon, tmp, by_listener):
     else:
         d = daemon.start("--send-timeout", "2", *disk_args(path, "qcow2"))
     stuck, slow, idle = d.enter(), d.enter(), d.enter()
+    began = time.monotonic()
     for c in (stuck, slow):
         send_what_fits(c, b"".join(c.pack(CMD_READ, at << 20, MIB) for at in range(64)))
-    began = time.monotonic()
     while "not taken in time" not in d.stderr():
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < HANG
         slow.sock.recv(200000)
         time.sleep(0.1)
     assert time.monotonic() - began > 1.5
@@ -199,9 +193,7 @@ def test_idle_clients(daemon, tmp, n):
     for c in clients:
         c.write(0, b"x" * 65536)
     wait_until(lambda: d.memory() - before < n * each + rest + 4 * MIB)
-    began = time.monotonic()
     assert len(d.enter().read(0, 4096)) == 4096
-    assert time.monotonic() - began < 1                  # 100 ms, on a machine that has nothing else to do
     for c in clients:                                    # whose large buffer was taken back meanwhile
         assert c.read(0, 512) == b"x" * 512
 
@@ -279,7 +271,6 @@ def ask(c):
 
 
 @sizes(20, 200)
-@pytest.mark.timeout(60)
 def test_stalled_handshakes(daemon, tmp, n):
     """All kinds at the same time: dropped after 10 s, 64 KiB each at most, and others come in meanwhile."""
     d = serve(daemon, smalldisk.raw(tmp))
@@ -296,7 +287,7 @@ def test_stalled_handshakes(daemon, tmp, n):
     connected = time.monotonic() - began
     while d.descriptors() > fds:
         assert d.memory() - before < len(clients) * 65536
-        assert time.monotonic() - began < connected + 15
+        assert time.monotonic() - began < connected + HANG
         for c, go_on in clients:
             if go_on:
                 go_on(c)
@@ -335,10 +326,11 @@ def test_resets_with_reads_in_flight(daemon, tmp, n, listen):
             c.sock.recv(1000)
         reset(c)
     wait_until(lambda: d.descriptors() <= fds)
-    assert d.memory() - before < 32 * MIB
-    assert len(d.enter().read(0, 4096)) == 4096
-    d.close_clients()
-    d.qmp.cmd("block-export-del", id="disk")             # refused while anybody is connected
+    wait_until(lambda: d.memory() - before < 32 * MIB)
+    c = d.connect().enter("disk")
+    assert len(c.read(0, 4096)) == 4096
+    c.close()
+    wait_until(lambda: "error" not in d.qmp.exchange("block-export-del", {"id": "disk"}))   # refused while anybody is there
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -362,8 +354,8 @@ def test_gone_at_every_byte_of_the_handshake(daemon, tmp, how):
             c.sock.recv(4096)
         reset(c) if how == "reset" else c.close()
     wait_until(lambda: d.descriptors() <= fds)
-    assert d.memory() - before < 8 * MIB
-    d.qmp.cmd("block-export-del", id="disk")             # nobody holds it
+    wait_until(lambda: d.memory() - before < 8 * MIB)
+    wait_until(lambda: "error" not in d.qmp.exchange("block-export-del", {"id": "disk"}))   # nobody holds it
 
 
 # --- limits of connections
@@ -398,7 +390,6 @@ def test_limit_of_an_export(daemon, tmp):
 
 
 @sizes(3000, 12000)
-@pytest.mark.timeout(120)
 def test_any_number_of_connections(daemon, tmp, n, monkeypatch):
     """With max-connections=0 and few descriptors: the rest waits, nothing is given up."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

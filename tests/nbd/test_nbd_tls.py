@@ -15,6 +15,7 @@ import pytest
 from lib import pki as pki_module, tools
 from lib.daemon import DidNotStart, disk_args, program
 from lib.nbdproto import *                               # noqa: F403
+from lib.patience import HANG, wait_until
 from lib.smalldisk import DATA, SIZE, raw
 
 
@@ -126,7 +127,7 @@ def test_a_client_that_wants_short_records(x509, pki):
     try:
         d = pki_module.Conn.__new__(pki_module.Conn)
         d.__dict__.update(c.__dict__, sock=ours, buffer=bytearray(), tls=True)
-        ours.settimeout(20)
+        ours.settimeout(HANG)
         d.enter_greeted("disk")
         assert d.read(0, 1 << 20) == DATA
         assert longest and max(longest) <= 512 + 64
@@ -322,7 +323,8 @@ def test_certificates_that_may(daemon, tmp, pki, authz, allowed):
         except (ssl.SSLError, ConnectionResetError):
             continue
         assert c.ends()
-    assert set(allowed) == {"client", "other"} or "not authorised" in d.stderr() or not d.stderr().count("merinod")
+    if set(allowed) != {"client", "other"} and d.stderr().count("merinod"):
+        wait_until(lambda: "not authorised" in d.stderr())
 
 
 @pytest.mark.merino_only
@@ -365,7 +367,7 @@ def test_rules_in_a_file_follow_it(daemon, tmp, pki, shut_in, tmp_path_factory):
 
 
 def fails(*argv):
-    done = subprocess.run([program(), *argv], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([program(), *argv], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 1
     return done.stderr
 

@@ -12,6 +12,7 @@ import pytest
 
 from lib import daemon as daemon_module
 from lib import tools
+from lib.patience import HANG
 from lib.peer import Peer
 from lib.schema import Schema
 
@@ -150,7 +151,7 @@ def test_what_no_client_is_left_to_use_is_closed(bare, image):
     client = bare.connect_qmp()
     cmd(client, "add-fd", {}, fd)
     client.close()
-    end = time.monotonic() + 5
+    end = time.monotonic() + HANG
     while time.monotonic() < end:
         with bare.connect_qmp() as again:
             if again.cmd("query-fdsets") == []:
@@ -191,7 +192,7 @@ def test_add_fd_on_the_command_line(daemon, tmp, image):
             sets = q.cmd("query-fdsets")
             assert [(s["fdset-id"], s["fds"][0]["opaque"]) for s in sets] == [(3, "x")]
             q.cmd("quit")
-        assert proc.wait(10) == 0
+        assert proc.wait(HANG) == 0
     finally:
         if proc.poll() is None:
             proc.kill()

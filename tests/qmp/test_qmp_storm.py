@@ -10,6 +10,7 @@ import nbd
 import pytest
 
 from lib import tools
+from lib.patience import HANG
 from lib.qmp import QMP, QMPError
 
 pytestmark = pytest.mark.merino_only
@@ -89,8 +90,8 @@ def pick_weighted(r, rows):
 
 def command_client(d, seed, end, done):
     chooser = Chooser(d.dir_of_images, seed)
-    with QMP(d.qmp_path, timeout=60) as q:
-        while time.monotonic() < end:
+    with QMP(d.qmp_path, timeout=HANG) as q:
+        while time.monotonic() < end or len(done) <= 15:
             name, arguments = chooser.command()
             try:
                 q.cmd(name, arguments)
@@ -141,11 +142,11 @@ def storm(daemon, tmp, seed, seconds):
     for t in threads:
         t.start()
     for t in threads[:3]:
-        t.join(seconds + 60)
+        t.join(seconds + HANG)
     with QMP(d.qmp_path) as q:                           # it is alive
         q.cmd("cont")                                    # clients of what was stopped wait, as they must
         for t in threads:
-            t.join(60)
+            t.join(HANG)
         assert not any(t.is_alive() for t in threads)
         before = snapshot(q)
     d.kill()

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from lib.daemon import program, sanitized
+from lib.patience import HANG
 from lib.qmp import QMP
 
 VERSION = '{"execute": "query-version"}'
@@ -267,7 +268,7 @@ def test_a_client_that_does_not_read_does_not_block_others(bare):
 def test_pretty_monitor_is_still_json(daemon, tmp):
     daemon.start("--chardev", f"socket,id=m2,path={tmp}/q2,server=on,wait=off", "--monitor", "chardev=m2,pretty=on")
     s = socket.socket(socket.AF_UNIX)
-    s.settimeout(10)
+    s.settimeout(HANG)
     s.connect(f"{tmp}/q2")
     text = b""
     while text.count(b"{") == 0 or text.count(b"{") != text.count(b"}"):
@@ -287,6 +288,6 @@ def test_event_has_a_timestamp(setup):
 def test_monitor_on_stdio(tmp):
     """KubeVirt runs it so."""
     done = subprocess.run([program(), "--chardev", "stdio,id=c", "--monitor", "chardev=c"], capture_output=True,
-                          input=b'{"execute": "qmp_capabilities"}{"execute": "quit", "id": 1}', timeout=20)
+                          input=b'{"execute": "qmp_capabilities"}{"execute": "quit", "id": 1}', timeout=HANG)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and "QMP" in lines[0] and {"return": {}, "id": 1} in lines

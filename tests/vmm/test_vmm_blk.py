@@ -11,6 +11,7 @@ import pytest
 
 from lib import daemon, tools, vmm
 from lib.machines import SIZE, passes, world  # noqa: F401
+from lib.patience import HANG, listening
 
 pytestmark = pytest.mark.merino_only
 
@@ -38,7 +39,7 @@ def test_two_disks(world):
 def test_read_only(world):
     s = world.server(writable=False)
     m = world.machine("disk=0 randread=50 randwrite=50", s.uri(), wait=False)
-    m.proc.wait(30)
+    m.proc.wait(HANG)
     assert "FAIL randwrite: status 1, not 0" in m.serial(), m.serial()
 
 
@@ -53,7 +54,7 @@ def kills(world, times, pause, verify_ms, fmt="raw"):
             s.start()
     text = passes(m, verify_ms / 1000 + 60)
     longest = int(re.search(r"longest (\d+) us", text)[1])
-    assert longest < 20_000_000, text       # a loaded machine; on its own it is a tenth of a second
+    assert longest < HANG * 1_000_000, text      # on a machine that has nothing else to do it is a tenth of a second
     assert "connected to" in m.stderr()
 
 
@@ -75,13 +76,16 @@ def test_cut_anywhere(world, most):
     """Connections that break after any number of bytes, in the handshake, a header, in data."""
     s = world.server()
     c = world.cutter(s, most)
-    m = world.machine("disk=0 depth=8 verify=2500", s.uri(c.path, "queues=2"))
-    m.says("disk 0:")
-    c.cut = lambda r: r.randrange(most)
-    c.cut_all()
-    time.sleep(2)
-    c.cut = lambda r: None
-    passes(m)
+    for _ in range(10):                     # a loaded machine gets little done in 2.5 s
+        m = world.machine("disk=0 depth=8 verify=2500", s.uri(c.path, "queues=2"))
+        m.says("disk 0:")
+        c.cut = lambda r: r.randrange(most)
+        c.cut_all()
+        time.sleep(2)
+        c.cut = lambda r: None
+        passes(m)
+        if c.cuts > 4:
+            break
     assert c.cuts > 4, c.cuts
 
 
@@ -89,7 +93,7 @@ def test_silence(world):
     """A server that says nothing for a while costs time, and nothing else."""
     s = world.server()
     c = world.cutter(s)
-    m = world.machine("disk=0 depth=8 verify=1500", s.uri(c.path))
+    m = world.machine("disk=0 depth=8 verify=3000", s.uri(c.path))
     m.says("disk 0:")
     c.stall()
     time.sleep(1)
@@ -114,7 +118,7 @@ def test_quit(world, how):
             c.cut_all()
     time.sleep(0.3)
     m.proc.send_signal(signal.SIGTERM)
-    m.ended(timeout=5)
+    m.ended(timeout=HANG)                     # 5, on a machine that has nothing else to do
     if how == "gone":
         s.start()
 
@@ -124,9 +128,9 @@ def test_reconnect_delay(world):
     s = world.server()
     m = world.machine("disk=0 depth=4 verify=20000", s.uri(more="reconnect-delay=1"))
     m.says("disk 0:")
-    s.kill()
     began = time.monotonic()
-    m.proc.wait(20)
+    s.kill()
+    m.proc.wait(HANG)
     assert re.search(r"FAIL block \d+: status 1", m.serial()), m.serial()[-300:]
     assert time.monotonic() - began > 0.9
     assert "requests fail" in m.stderr()
@@ -136,7 +140,7 @@ def test_reconnect_delay(world):
 def test_other_address(world):
     """The second address serves when the first is dead."""
     a = world.server(socket="a")
-    m = world.machine("disk=0 depth=8 verify=2000", a.uri(more=f"uri.1=nbd+unix:///d?socket={world.dir}/b,queues=2"))
+    m = world.machine("disk=0 depth=8 verify=4000", a.uri(more=f"uri.1=nbd+unix:///d?socket={world.dir}/b,queues=2"))
     m.says("disk 0:")
     a.kill()
     b = world.server(socket="b")
@@ -167,10 +171,9 @@ def test_server_errors(world):
     kit = subprocess.Popen(["nbdkit", "-f", "-U", str(sock), "--filter=error", "memory", "1M", "error-pwrite=EIO",
                             "error-pwrite-rate=100%"], preexec_fn=daemon.die_with_parent)
     try:
-        while not sock.exists():
-            time.sleep(0.01)
+        listening(sock, kit)
         m = world.machine("disk=0 randread=50 randwrite=50", f"nbd+unix:///?socket={sock}", wait=False)
-        m.proc.wait(30)
+        m.proc.wait(HANG)
         assert "FAIL randwrite: status 1, not 0" in m.serial(), m.serial()
         assert "no connection" not in m.stderr()
     finally:
@@ -192,7 +195,7 @@ def test_server_errors(world):
 def test_refused(tmp, text, why):
     vmm.need_kvm()
     r = subprocess.run([vmm.program(), "--disk", text, "--kernel", vmm.payload()], capture_output=True, text=True,
-                       timeout=20)
+                       timeout=HANG)
     assert r.returncode == 1 and why in r.stderr, r.stderr
 
 

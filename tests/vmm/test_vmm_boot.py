@@ -20,8 +20,9 @@ import pytest
 
 from lib import vmm
 from lib.daemon import REPORT, die_with_parent
+from lib.patience import HANG, wait_until
 
-pytestmark = [pytest.mark.merino_only, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.merino_only
 
 MIB = 1 << 20
 GONE = 0x100000 - 0x9fc00               # of memory, below 1 MiB
@@ -36,7 +37,7 @@ def argv(words, *options, kernel=None):
     return [vmm.program(), "--kernel", kernel or vmm.payload(), "--append", words, *options]
 
 
-def boot(words, *options, kernel=None, status=0, timeout=30, **kw):
+def boot(words, *options, kernel=None, status=0, timeout=HANG, **kw):
     """What the guest prints, and what the program says."""
     kw.setdefault("stdin", subprocess.DEVNULL)
     r = subprocess.run(argv(words, *options, kernel=kernel), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -204,7 +205,7 @@ def test_help_and_version():
 def test_input(kvm):
     """Much more than the port's 16 bytes at once: nothing is lost."""
     text = b"".join(b"%d " % i for i in range(500))
-    r = subprocess.run(argv("echo"), input=text + b"q", stdout=subprocess.PIPE, timeout=30, check=True)
+    r = subprocess.run(argv("echo"), input=text + b"q", stdout=subprocess.PIPE, timeout=HANG, check=True)
     assert text in r.stdout
 
 
@@ -220,7 +221,7 @@ def test_reader_leaves(kvm):
     with running("flood=6", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as p:
         p.stdout.read(100)
         p.stdout.close()
-        assert p.wait(50) == 0
+        assert p.wait(HANG) == 0
 
 
 def test_file(kvm, tmp):
@@ -231,14 +232,9 @@ def test_file(kvm, tmp):
 
 def connect(path):
     s = socket.socket(socket.AF_UNIX)
-    s.settimeout(20)
-    for _ in range(400):
-        try:
-            s.connect(str(path))
-            return s
-        except (FileNotFoundError, ConnectionRefusedError):
-            time.sleep(0.05)
-    raise AssertionError("nobody listens")
+    s.settimeout(HANG)
+    wait_until(lambda: s.connect_ex(str(path)) == 0, why="nobody listens")
+    return s
 
 
 def until(s, text):
@@ -263,7 +259,7 @@ def test_socket(kvm, tmp):
         until(two, b"two ")
         two.sendall(b"q")
         until(two, b"PASS")
-        assert p.wait(10) == 0
+        assert p.wait(HANG) == 0
         two.close()
     assert not (tmp / "s").exists()
 
@@ -277,7 +273,7 @@ def test_socket_backlog(kvm, tmp, kib):
         time.sleep(0.5)                 # it does not read at first: the guest goes on
         s.sendall(b"q")
         got = until(s, b"PASS")
-        assert p.wait(10) == 0
+        assert p.wait(HANG) == 0
         lines = re.findall(rb"\n(1\d{5})x{57}(?=\n)", got)
         assert lines[-1] == b"%d" % (100000 + kib * 16 - 1) and len(lines) >= min(kib * 16 - 1, 900)
         assert sorted(set(lines)) == lines
@@ -296,7 +292,7 @@ def on_terminal(words, keys, signo=None):
         os.write(master, keys)
         if signo:
             p.send_signal(signo)
-        status = p.wait(10)
+        status = p.wait(HANG)
     after = termios.tcgetattr(slave)
     os.set_blocking(master, False)
     try:

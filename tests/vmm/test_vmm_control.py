@@ -9,6 +9,7 @@ import stat
 import pytest
 
 from lib import qmp, tools, vmm
+from lib.patience import HANG
 from lib.qmp import QMPError
 
 pytestmark = pytest.mark.merino_only
@@ -156,12 +157,12 @@ def test_a_stale_socket(machine, tmp):
     m.proc.wait()
     again = machine("hang")
     third = vmm.Vmm(tmp, "hang", wait=False)
-    assert third.proc.wait(10) == 1 and "Address already in use" in third.stderr()
+    assert third.proc.wait(HANG) == 1 and "Address already in use" in third.stderr()
     again.qmp.cmd("quit")
     again.ended()
     (tmp / "vmm.qmp").write_text("precious")
     fourth = vmm.Vmm(tmp, "hang", wait=False)
-    assert fourth.proc.wait(10) == 1 and "Address already in use" in fourth.stderr()
+    assert fourth.proc.wait(HANG) == 1 and "Address already in use" in fourth.stderr()
     assert (tmp / "vmm.qmp").read_text() == "precious"
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from lib import nbdserver, vmm
 from lib.daemon import REPORT, die_with_parent
+from lib.patience import HANG
 
 pytestmark = [pytest.mark.merino_only, pytest.mark.timeout(200)]
 
@@ -95,7 +96,7 @@ def test_no_boot_loader(tmp):
                 assert p.poll() is None, (tmp / "out").read_text()
                 time.sleep(0.05)
             p.terminate()
-            assert p.wait(10) == 0
+            assert p.wait(HANG) == 0
         finally:
             p.kill()
     said = (tmp / "serial").read_text(errors="replace")

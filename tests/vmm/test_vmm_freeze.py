@@ -15,6 +15,7 @@ import pytest
 
 from lib import vmm
 from lib.daemon import die_with_parent
+from lib.patience import HANG, wait_until as wait
 
 pytestmark = pytest.mark.merino_only
 
@@ -85,14 +86,7 @@ def agent(tmp):
 
 def merino(tmp, verb, *args, **kw):
     return subprocess.run([MERINO, verb, "--run-dir", str(tmp / "run"), *args, "vm1"], capture_output=True, text=True,
-                          timeout=60, **kw)
-
-
-def wait(done, seconds=20):
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+                          timeout=HANG, **kw)
 
 
 def test_freeze_and_thaw(agent, tmp):
@@ -108,13 +102,13 @@ def test_freeze_and_thaw(agent, tmp):
 
 def test_the_limit(agent, tmp):
     assert merino(tmp, "freeze", "--limit", "1").returncode == 0
-    assert agent.frozen
-    wait(lambda: not agent.frozen and not (agent.dir / "frozen").exists())
+    assert agent.log[:2] == ["guest-sync-delimited", "guest-fsfreeze-freeze"]
+    wait(lambda: "guest-fsfreeze-thaw" in agent.log and not agent.frozen and not (agent.dir / "frozen").exists())
 
 
 def test_the_guard_tries_again(agent, tmp):
-    assert merino(tmp, "freeze", "--limit", "1").returncode == 0
     agent.errors["guest-fsfreeze-thaw"] = "not now"
+    assert merino(tmp, "freeze", "--limit", "1").returncode == 0
     wait(lambda: agent.log.count("guest-fsfreeze-thaw") >= 2)
     assert agent.frozen
     agent.errors.clear()

@@ -14,7 +14,7 @@ import pytest
 
 from lib import daemon, realkernel
 
-pytestmark = [pytest.mark.merino_only, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.merino_only, pytest.mark.timeout(600)]
 
 GUEST = """#!/bin/sh
 /bin/busybox mkdir -p /sbin; /bin/busybox --install -s /bin

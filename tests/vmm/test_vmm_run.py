@@ -7,12 +7,12 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 
 import pytest
 
 from lib import qmp, tools, vmm
-from lib.daemon import die_with_parent
+from lib.daemon import content_of, die_with_parent, wait_unlocked
+from lib.patience import HANG, wait_until
 
 pytestmark = pytest.mark.merino_only
 
@@ -27,7 +27,7 @@ class Machines:
         return [MERINO, verb, "--run-dir", str(self.base), *map(str, args)]
 
     def do(self, verb, *args, **kw):
-        return subprocess.run(self.argv(verb, *args), capture_output=True, text=True, timeout=60,
+        return subprocess.run(self.argv(verb, *args), capture_output=True, text=True, timeout=HANG,
                               stdin=subprocess.DEVNULL, **kw)
 
     def run(self, words, *args):
@@ -46,11 +46,8 @@ class Machines:
         with open("/proc/locks") as f:
             return next(int(w[4]) for w in map(str.split, f) if w[1] == "FLOCK" and int(w[5].rsplit(":")[-1]) == inode)
 
-    def gone(self, name="vm1", timeout=20):
-        end = time.monotonic() + timeout
-        while (self.base / name).exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
+    def gone(self, name="vm1"):
+        wait_until(lambda: not (self.base / name).exists())
 
     def end(self):
         for name in os.listdir(self.base) if self.base.exists() else []:
@@ -100,15 +97,13 @@ def test_a_guest_that_does_not_listen(machines):
     done = machines.do("stop", "--timeout", "1", "vm1")
     assert done.returncode == 1 and "did not power off within 1 s; --force ends it" in done.stderr
     assert machines.do("status", "vm1").returncode == 0
-    begun = time.monotonic()
     assert machines.do("stop", "--force", "vm1").returncode == 0
-    assert time.monotonic() - begun < 5
     assert machines.do("stop", "vm1").stderr == "merino stop: error: no machine 'vm1' runs\n"
 
 
 def test_console(machines):
     machines.detach("echo")
-    done = subprocess.run(machines.argv("console", "vm1"), input="hello q", capture_output=True, text=True, timeout=60)
+    done = subprocess.run(machines.argv("console", "vm1"), input="hello q", capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0 and "hello " in done.stdout, done
     machines.gone()
 
@@ -119,10 +114,7 @@ def test_merinod_is_started_again(machines, tmp):
     pidfile = machines.base / "vm1/merinod.pid"
     first = int(pidfile.read_text())
     os.kill(first, signal.SIGKILL)
-    end = time.monotonic() + 20
-    while not pidfile.exists() or pidfile.read_text().strip() in ("", str(first)):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: content_of(pidfile).strip() not in ("", str(first)))
     q = machines.qmp()
     assert q.cmd("query-status")["running"]
     assert q.cmd("query-block")[0]["inserted"]["node-name"] == "vda"
@@ -136,10 +128,8 @@ def test_the_end_of_who_started_it(machines, tmp, signo):
     machines.detach("hang", image)
     pids = [machines.supervisor(), int((machines.base / "vm1/merinod.pid").read_text())]
     os.kill(pids[0], signo)
-    end = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{p}") for p in pids) or machines.do("status", "vm1").returncode == 0:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{p}") for p in pids) and machines.do("status", "vm1").returncode)
+    wait_unlocked(tmp)
     assert (machines.base / "vm1").exists() == (signo == signal.SIGKILL)
     machines.detach("hang", image)
 
@@ -207,7 +197,7 @@ def test_without_kvm(tmp):
     m = Machines(tmp)
     script = 'mount -t tmpfs none /dev && exec "$@"'
     done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *m.argv("run", "--kernel", "k")],
-                          capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=HANG, stdin=subprocess.DEVNULL,
                           preexec_fn=die_with_parent)
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(done.stderr.strip())
