@@ -251,9 +251,8 @@ def test_lease_is_renewed(two):
 
     for renew in lambda: h.pread(K, 0), lambda: two.qmp.cmd("checkpoint-renew", id="c1"):
         wait_until(lambda: left() <= 27)
-        begun = time.monotonic()
         renew()
-        assert left() >= 29 - (time.monotonic() - begun)
+        wait_until(lambda: left() > 27)                  # it looks for requests every few seconds
     two.qmp.cmd("checkpoint-renew", {"id": "c1", "lease": 1})
     two.qmp.event("CHECKPOINT_ENDED")
     assert states(two) == {}
