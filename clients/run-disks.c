@@ -6,6 +6,10 @@
  * A guest can write anything into a raw disk, a qcow2 header too; the next start must not
  * believe it.  So a file is qcow2 by its name or because the user says so, never because
  * of what it contains.
+ *
+ * Two merinods may serve one raw file: an NBD export shares its disk with other writers, as
+ * QEMU's does.  Two machines may not; so each holds a lock of our own on its files, in a byte
+ * that QEMU's locks (100 to 107, 200 to 207) do not use.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -17,6 +21,8 @@
 #include "clients/run.h"
 #include "common/options.h"
 #include "common/uri.h"
+
+enum { LOCK_BYTE = 300 };
 
 static bool ends_with(const char *s, const char *end)
 {
@@ -79,12 +85,42 @@ static int take_options(struct run_disk *d, char *text, struct error *err)
 	return rc;
 }
 
-static int is_new_id(const struct run *r, const struct run_disk *d, struct error *err)
+static int is_new(const struct run *r, const struct run_disk *d, struct error *err)
 {
-	for (unsigned i = 0; i < r->n_disks; i++)
-		if (&r->disk[i] != d && !strcmp(r->disk[i].id, d->id))
+	for (unsigned i = 0; i < r->n_disks; i++) {
+		const struct run_disk *o = &r->disk[i];
+
+		if (o == d)
+			continue;
+		if (!strcmp(o->id, d->id))
 			return error_set(err, -EEXIST, "%s: Duplicate ID '%s' for device", d->what, d->id);
+		if (!d->uri && !strcmp(o->what, d->what) && !(o->read_only && d->read_only))
+			return error_set(err, -EEXIST, "%s: named twice: a file is one disk, or all its disks "
+					 "are read-only=on", d->what);
+	}
 	return 0;
+}
+
+static int lock(struct run_disk *d, struct error *err)
+{
+	struct flock l = { .l_type = d->read_only ? F_RDLCK : F_WRLCK, .l_start = LOCK_BYTE, .l_len = 1 };
+
+	d->lock = open(d->what, (d->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
+	if (d->lock < 0)
+		return error_errno(err, -errno, "%s", d->what);
+	if (fcntl(d->lock, F_OFD_SETLK, &l) < 0 && (errno == EAGAIN || errno == EACCES))
+		return error_set(err, -EBUSY, "%s: another machine runs with this disk", d->what);
+	return 0;			/* or the file system has no locks */
+}
+
+int run_disks_lock(struct run *r, struct error *err)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < r->n_disks && !rc; i++)
+		if (!r->disk[i].uri)
+			rc = lock(&r->disk[i], err);
+	return rc;
 }
 
 int run_disk_parse(struct run *r, const char *text, struct error *err)
@@ -95,7 +131,7 @@ int run_disk_parse(struct run *r, const char *text, struct error *err)
 
 	if (r->n_disks == RUN_DISKS_MAX)
 		return error_set(err, -E2BIG, "a machine has %u disks at most", RUN_DISKS_MAX);
-	*d = (struct run_disk){ .text = text, .uri = uri_is_nbd(text) };
+	*d = (struct run_disk){ .text = text, .uri = uri_is_nbd(text), .lock = -1 };
 	copy = strdup(text);
 	if (!copy)
 		return error_set(err, -ENOMEM, "Out of memory");
@@ -114,12 +150,15 @@ int run_disk_parse(struct run *r, const char *text, struct error *err)
 	free(copy);
 	if (!rc && !d->uri)
 		rc = find_format(d, err);
-	return rc ? rc : is_new_id(r, d, err);
+	return rc ? rc : is_new(r, d, err);
 }
 
 void run_disks_clear(struct run *r)
 {
-	for (unsigned i = 0; i < r->n_disks; i++)
+	for (unsigned i = 0; i < r->n_disks; i++) {
 		free(r->disk[i].what);
+		if (r->disk[i].lock >= 0)
+			close(r->disk[i].lock);
+	}
 	r->n_disks = 0;
 }

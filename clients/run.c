@@ -194,6 +194,8 @@ static int start(struct run *r, struct error *err)
 	if (rc == 0)
 		rc = vm_take(&r->vm, err);
 	if (rc == 0)
+		rc = run_disks_lock(r, err);
+	if (rc == 0)
 		rc = run_start_merinod(r, err);
 	return rc ? rc : run_start_vmm(r, err);
 }

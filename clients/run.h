@@ -16,6 +16,7 @@ struct run_disk {
 	char id[65];
 	const char *format;		/* files: "raw" or "qcow2" */
 	bool uri, read_only;
+	int lock;			/* of a file, while the machine runs; else -1 */
 };
 
 struct run {
@@ -31,6 +32,8 @@ struct run {
 
 /* Reads a disk's text, and looks what it is. */
 int run_disk_parse(struct run *r, const char *text, struct error *err);
+/* No other machine of `merino run` writes to the files that are ours, or reads what we write. */
+int run_disks_lock(struct run *r, struct error *err);
 void run_disks_clear(struct run *r);
 
 /* Starts a merinod for the disks that are files, and waits until it serves. */

@@ -9,9 +9,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include "common/checked.h"
+#include "common/log.h"
+#include "common/size.h"
 
 #define PAGE 4096u
 
@@ -24,6 +27,18 @@ static int check_size(uint64_t size, struct error *err)
 	return 0;
 }
 
+/* Pages are taken when the guest touches them, so this may go well; or end in the OOM killer. */
+static void warn_of_size(uint64_t size)
+{
+	char asked[SIZE_TEXT_MAX], has[SIZE_TEXT_MAX];
+	struct sysinfo host;
+
+	if (sysinfo(&host) || size / host.mem_unit <= host.totalram)
+		return;
+	log_warning("the guest's memory is %s, and this host's %s", size_format(asked, sizeof(asked), size),
+		    size_format(has, sizeof(has), (uint64_t)host.totalram * host.mem_unit));
+}
+
 int memory_make(struct memory *m, uint64_t size, struct error *err)
 {
 	int rc = check_size(size, err);
@@ -31,6 +46,7 @@ int memory_make(struct memory *m, uint64_t size, struct error *err)
 	*m = (struct memory){ .fd = -1 };
 	if (rc)
 		return rc;
+	warn_of_size(size);
 	m->fd = memfd_create("guest memory", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (m->fd < 0)
 		return error_errno(err, -errno, "cannot make the guest's memory");

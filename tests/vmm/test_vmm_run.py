@@ -166,6 +166,8 @@ def test_a_format_is_never_guessed(machines, tmp):
     (("--kernel", "k", "nbd://h/x,id=1"), "Invalid ID '1'"),
     (("--kernel", "k", "nbd://h/x,id=a", "nbd://h/y,id=a"), "Duplicate ID 'a' for device"),
     (("--kernel", "k", "nbd://h/x,format=raw"), "a disk has no option 'format=raw'"),
+    (("--kernel", "k", "/dev/null", "/dev/null"), "/dev/null: named twice: a file is one disk"),
+    (("--kernel", "k", "/dev/null,read-only=on", "/dev/null"), "/dev/null: named twice: a file is one disk"),
 ])
 def test_what_is_refused(tmp, args, text):
     done = Machines(tmp).do("run", *args)
@@ -181,6 +183,28 @@ def test_an_error_of_the_start(machines, tmp):
         done = machines.run("hang", *more, tmp / "bad.qcow2")
         assert done.returncode == 1 and "Image is not in qcow2 format" in done.stderr
         assert os.listdir(machines.base) == []
+
+
+def test_two_machines_do_not_share_a_disk(machines, tmp):
+    image = tmp / "a.raw"
+    image.write_bytes(bytes(1 << 20))
+    machines.detach("hang", image)
+    for more in "", ",read-only=on":
+        done = machines.run("hang", "--name", "vm2", f"{image}{more}")
+        assert done.returncode == 1 and f"{image}: another machine runs with this disk" in done.stderr
+    assert os.listdir(machines.base) == ["vm1"]
+    assert machines.do("stop", "--force", "vm1").returncode == 0
+    machines.detach("hang", f"{image},read-only=on")
+    assert "PASS" in machines.run("count=1", "--name", "vm2", f"{image},read-only=on").stdout
+    done = machines.run("hang", "--name", "vm2", image)
+    assert done.returncode == 1 and "another machine runs" in done.stderr
+
+
+def test_more_memory_than_the_host_has(machines):
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    done = machines.run("count=1", "--memory", str((host >> 20) + 1024) + "M")
+    assert done.returncode == 0 and "PASS" in done.stdout, done
+    assert "warning: the guest's memory is " in done.stderr and ", and this host's " in done.stderr
 
 
 def test_somebody_elses_directory(machines, tmp):
