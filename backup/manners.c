@@ -86,6 +86,18 @@ static uint64_t growth(const struct manners *m)
 	return m->rate / 512 * min_u64(max_u64(times, 1), 32);
 }
 
+/* What went through although more was asked for is what storage can do.  If all of it
+ * did, we do not know that, and perhaps it is not us who are in the guests' way. */
+static void too_much(struct manners *m, uint64_t through)
+{
+	if (!m->peak)
+		m->peak = through;
+	else if (through > m->peak || through < m->rate / 8 * 7)
+		m->peak = (3 * m->peak + through) / 4;
+	m->rate = max_u64(min_u64(m->rate, through) * 3 / 4, m->peak * 3 / 5);
+	m->calm = 0;
+}
+
 static void judge(struct manners *m, const struct loop_guests *g, uint64_t now)
 {
 	uint64_t n = g->ended - m->ended, ns, took = now - m->since_ns, through;
@@ -96,9 +108,7 @@ static void judge(struct manners *m, const struct loop_guests *g, uint64_t now)
 	through = m->bytes * 1000 / (took / (SECOND_NS / 1000));
 	m->quick_ns += m->quick_ns / 64;
 	if (ns > 2 * m->base_ns) {
-		m->peak = m->peak ? (7 * m->peak + through) / 8 : through;
-		m->rate = max_u64(min_u64(m->rate, through) * 3 / 4, m->peak / 2);
-		m->calm = 0;
+		too_much(m, through);
 	} else if (through >= m->rate / 2) {
 		m->rate += growth(m);
 		m->calm = (unsigned)min_u64(m->calm + 1u, 100 * CALM);

@@ -12,7 +12,8 @@
  * they take without us is found out by asking: every half second we stand still for some
  * milliseconds.
  *
- * The rate never falls to nothing: not below half of the most that went through lately.
+ * The rate never falls to nothing: not below three fifths of what storage was seen to
+ * do.
  *
  * Of one loop.  Zeroes at first.
  */

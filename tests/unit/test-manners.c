@@ -40,6 +40,7 @@ struct sim {
 	struct disk source, target;
 	bool apart;			/* the target is another disk */
 	uint64_t guest_every;		/* ns between its requests; 0: at once */
+	uint64_t noise;			/* ns that every tenth takes longer, whatever we do */
 	uint64_t now;
 	uint64_t guest_begun, guest_end, guest_next;
 	struct task tasks[TASKS];
@@ -58,6 +59,8 @@ static void guest(struct sim *s)
 		s->guests.begun++;
 		s->guest_begun = s->now;
 		s->guest_end = disk_serve(&s->source, s->now, 4096);
+		if (s->noise && s->guests.begun % 10 == 0)
+			s->guest_end += s->noise;
 		s->guest_next = s->now + s->guest_every;
 	}
 }
@@ -120,7 +123,8 @@ static uint64_t job_alone(struct sim s)
 	return s.moved;
 }
 
-/* A guest that waits for each write keeps more than half, the job takes less than 1.5 times as long. */
+/* A guest that waits for each write keeps more than half, the job goes
+ * three fifths as fast at least. */
 static void both_get_their_share(void **state)
 {
 	struct sim s = one_disk();
@@ -129,7 +133,7 @@ static void both_get_their_share(void **state)
 	(void)state;
 	run(&s, 5000 * MS, true, true);
 	assert_true(s.guests.ended > alone * 11 / 20);
-	assert_true(s.moved > job_only * 2 / 3);
+	assert_true(s.moved > job_only * 3 / 5);
 }
 
 /* A thousand writes a second take little longer on the average. */
@@ -143,7 +147,7 @@ static void a_steady_guest_hardly_notices(void **state)
 	run(&s, 5000 * MS, true, true);
 	assert_int_equal(s.guests.begun, quiet.guests.begun);
 	assert_true(s.guests.ns / s.guests.ended < 2 * quiet.guests.ns / quiet.guests.ended);
-	assert_true(s.moved > job_alone(one_disk()) * 2 / 3);
+	assert_true(s.moved > job_alone(one_disk()) * 3 / 5);
 }
 
 /* A target that is far away holds many requests at a time; they cost the guest nothing. */
@@ -158,7 +162,26 @@ static void a_far_target_is_kept_busy(void **state)
 	job_only = job_alone(s);
 	run(&s, 5000 * MS, true, true);
 	assert_true(s.guests.ended > alone * 11 / 20);
-	assert_true(s.moved > job_only * 2 / 3);
+	assert_true(s.moved > job_only * 3 / 5);
+}
+
+/* What somebody else does to the guest is not our fault for ever: noise that comes after the
+ * guest was looked at makes the job slower, not slower and slower. */
+static void noise_does_not_starve_the_job(void **state)
+{
+	struct sim s = one_disk();
+
+	(void)state;
+	run(&s, 400 * MS, true, true);
+	for (int i = 0; i < 20; i++) {
+		s.noise = 20 * MS;
+		run(&s, 450 * MS, true, true);
+		s.noise = 0;		/* so that the probes never see it */
+		run(&s, 50 * MS, true, true);
+	}
+	s.moved = 0;
+	run(&s, 1000 * MS, true, true);
+	assert_true(s.moved > job_alone(one_disk()) / 5 / 2);
 }
 
 /* Storage that becomes ten times slower in the middle, and fast again. */
@@ -221,7 +244,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(both_get_their_share), cmocka_unit_test(a_steady_guest_hardly_notices),
 		cmocka_unit_test(a_far_target_is_kept_busy), cmocka_unit_test(it_follows_the_storage),
-		cmocka_unit_test(alone_there_is_no_limit), cmocka_unit_test(a_stuck_guest_stops_nobody),
+		cmocka_unit_test(noise_does_not_starve_the_job), cmocka_unit_test(alone_there_is_no_limit), cmocka_unit_test(a_stuck_guest_stops_nobody),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
