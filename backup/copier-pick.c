@@ -178,9 +178,20 @@ static int ask(struct copier *c, struct copier_map *m, uint64_t off, uint64_t ma
 	return rc;
 }
 
+/* A short run that no map covers is read: that takes less than asking what it is. */
+static bool is_read_blindly(const struct copier *c, uint64_t off, uint64_t max)
+{
+	return max <= COPIER_UNMAPPED && !c->o.one_layer && (off < c->source.off || off >= c->source.end);
+}
+
 int copier_source_kind(struct copier *c, uint64_t off, uint64_t max, enum copier_kind *kind,
 		       uint64_t *len)
 {
+	if (is_read_blindly(c, off, max)) {
+		*kind = COPIER_DATA;
+		*len = max;
+		return 0;
+	}
 	return ask(c, &c->source, off, max, kind, len);
 }
 
