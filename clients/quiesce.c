@@ -37,7 +37,8 @@
 #include "common/log.h"
 
 enum {
-	AGENT_S = 10,			/* for an answer, but to the freeze */
+	AGENT_S = 10,			/* for an answer, but to the freeze; or a part of the limit */
+	AGENT_PART = 4,
 	MARGIN_S = 5,			/* how late the guard may be */
 	RETRY_S = 1,
 	GONE = 3,			/* tries in a row that find no listening socket */
@@ -128,19 +129,19 @@ static int call_for_count(struct guard *g, const char *command, unsigned seconds
 	return rc;
 }
 
-static unsigned patience(const struct guard *g)
+static unsigned patience(const struct quiesce_config *c)
 {
-	return min_u64(g->c->limit, AGENT_S);
+	return min_u64(c->limit, max_u64(AGENT_S, c->limit / AGENT_PART));
 }
 
 static bool freeze(struct guard *g)
 {
 	unsigned limit = g->c->limit;
 	struct error err = ERROR_INIT;
-	int rc = agent_open(g->c->agent, patience(g), &g->agent, &err);
+	int rc = agent_open(g->c->agent, patience(g->c), &g->agent, &err);
 
 	if (rc == 0)
-		rc = check_status(g, patience(g), &err);
+		rc = check_status(g, patience(g->c), &err);
 	if (rc == 0) {
 		g->asked = true;
 		g->until = progress_now() + limit * 1000000000ull;
@@ -220,7 +221,7 @@ static bool end_rest(struct guard *g, bool *thawed)
 {
 	struct error err = ERROR_INIT;
 	int64_t n = 0;
-	int rc = thaw(g, patience(g), &n, &err);
+	int rc = thaw(g, patience(g->c), &n, &err);
 
 	*thawed = rc == 0;
 	if (rc < 0)
@@ -325,7 +326,7 @@ static void thaw_ourselves(const struct quiesce_config *c)
 	int64_t n;
 
 	log_warning("the process that guards the frozen guest was killed: the guest is not quiesced");
-	if (c->agent && thaw(&g, AGENT_S, &n, &err) < 0)
+	if (c->agent && thaw(&g, patience(c), &n, &err) < 0)
 		log_warning("the guest may still be frozen: %s", err.text);
 	agent_close(g.agent);
 }
@@ -352,7 +353,7 @@ struct quiesce *quiesce_begin(const struct quiesce_config *c)
 		forget(q);
 		return NULL;
 	}
-	switch (listen_for(q, READY, 2 * c->limit + 2 * AGENT_S + MARGIN_S, &w)) {
+	switch (listen_for(q, READY, 2 * c->limit + 2 * patience(c) + MARGIN_S, &w)) {
 	case HEARD:
 		return q;
 	case GUARD_DIED:
@@ -376,7 +377,7 @@ bool quiesce_end(struct quiesce *q, uint64_t when)
 	if (!q)
 		return false;
 	send(q->fd, "", 1, MSG_NOSIGNAL);
-	switch (listen_for(q, END, 2 * AGENT_S + q->c.limit + MARGIN_S, &w)) {
+	switch (listen_for(q, END, q->c.limit + 2 * patience(&q->c) + MARGIN_S, &w)) {
 	case HEARD:
 		quiesced = w.frozen && w.when >= when;
 		if (w.frozen && !quiesced)

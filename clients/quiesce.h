@@ -11,7 +11,7 @@
 
 struct quiesce;
 
-enum { QUIESCE_LIMIT_MAX = 240 };	/* with what else has to be waited for, within a lease */
+enum { QUIESCE_LIMIT_MAX = 180 };	/* with what else has to be waited for, within a lease */
 
 struct quiesce_config {
 	const char *agent;		/* the guest agent's socket; NULL: hooks alone */

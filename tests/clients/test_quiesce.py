@@ -175,7 +175,7 @@ def test_an_agent_that_does_not_answer(guest):
 def test_a_freeze_that_fails(guest):
     guest.agent.errors[FREEZE] = "failed to freeze /srv: busy"
     unquiesced(guest, why="guest-fsfreeze-freeze: failed to freeze /srv: busy")
-    assert guest.log[-1] == THAW and not guest.agent.frozen
+    guest.thawed()                  # all the same: some of its file systems may be frozen
 
 
 def test_a_guest_without_file_systems(guest):
@@ -262,7 +262,7 @@ def test_the_limit(guest):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
 def test_killed_while_it_is_frozen(guest, how):
     guest.tap.gate.clear()
-    p = guest.start("--quiesce", "--quiesce-timeout", "200", "--hook-after", f"echo after > {guest.dir}/after")
+    p = guest.start("--quiesce", "--quiesce-timeout", "180", "--hook-after", f"echo after > {guest.dir}/after")
     wait(lambda: BEGIN in guest.log)
     assert guest.agent.frozen
     p.send_signal(how)
@@ -276,7 +276,7 @@ def test_killed_while_it_is_frozen(guest, how):
 
 def test_killed_while_it_freezes(guest):
     guest.agent.delay = 1
-    p = guest.start("--quiesce", "--quiesce-timeout", "200")
+    p = guest.start("--quiesce", "--quiesce-timeout", "180")
     wait(lambda: FREEZE in guest.log)
     p.kill()
     p.communicate(timeout=HANG)
@@ -286,7 +286,7 @@ def test_killed_while_it_freezes(guest):
 
 def test_the_guard_is_killed(guest):
     guest.tap.gate.clear()
-    p = guest.start("--quiesce", "--quiesce-timeout", "200")
+    p = guest.start("--quiesce", "--quiesce-timeout", "180")
     wait(lambda: BEGIN in guest.log)
     (guard,) = guest.guards()
     os.kill(guard, signal.SIGKILL)
@@ -379,6 +379,6 @@ def test_a_hook_after_a_backup_that_fails(guest):
     (("--quiesce", "image.qcow2"), "--quiesce and --hook-... go with --socket"),
     (("--hook-before", "true", "nbd://localhost"), "--quiesce and --hook-... go with --socket"),
     (("--socket", "x", "--quiesce-timeout", "5"), "--quiesce-timeout goes with"),
-    (("--socket", "x", "--quiesce", "--quiesce-timeout", "241"), "quiesce-timeout")])
+    (("--socket", "x", "--quiesce", "--quiesce-timeout", "181"), "quiesce-timeout")])
 def test_refused(merino, args, text):
     assert text in merino.run("backup", "--to", "repo", *args, status=1).stderr

@@ -20,10 +20,10 @@ import time
 import pytest
 
 from lib.daemon import die_with_parent
-from lib.patience import HANG
 
 CACHE = pathlib.Path(os.environ.get("MERINO_CACHE") or
                      pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "merino")
+BOUND = 500                     # seconds, for what takes a few on a machine that has nothing else to do
 MODULES = {                     # in the order in which they are loaded
     "kvm": ["virt/lib/irqbypass", "arch/x86/kvm/kvm", "arch/x86/kvm/kvm-amd"],
     "virtio": ["drivers/virtio/virtio_ring", "drivers/virtio/virtio", "drivers/virtio/virtio_pci_legacy_dev",
@@ -60,25 +60,33 @@ def _newest_kernel():
     return name.group(1)
 
 
+class Package:
+    """A package of Debian's: .file, and .root, where it is unpacked."""
+
+    def __init__(self, name):
+        """NAME may be a function, which finds it out."""
+        for program in ("apt-get", "apt-cache", "dpkg-deb"):
+            if not shutil.which(program):
+                pytest.skip(f"no {program} to fetch Debian's packages with")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with open(CACHE / "lock", "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.file = _fetch(name() if callable(name) else name)
+            self.root = CACHE / ("unpacked-" + self.file.stem)
+            if not (self.root / "done").exists():
+                shutil.rmtree(self.root, ignore_errors=True)
+                subprocess.run(["dpkg-deb", "-x", self.file, self.root], check=True)
+                (self.root / "done").touch()
+
+
 class Kernel:
     """The kernel, its modules and busybox."""
 
     def __init__(self):
-        for program in ("apt-get", "apt-cache", "dpkg-deb"):
-            if not shutil.which(program):
-                pytest.skip(f"no {program} to fetch Debian's kernel with")
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with open(CACHE / "lock", "w", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            packages = [_fetch(_newest_kernel()), _fetch("busybox-static")]
-            self.root = CACHE / packages[0].name.split("_")[0]
-            if not (self.root / "done").exists():
-                for p in packages:
-                    subprocess.run(["dpkg-deb", "-x", p, self.root], check=True)
-                (self.root / "done").touch()
-        self.image = next(self.root.glob("boot/vmlinuz-*"))
-        self.busybox = self.root / "bin/busybox"
-        self.modules = next(self.root.glob("lib/modules/*/kernel"))
+        kernel, self.package = Package(_newest_kernel), Package("busybox-static")
+        self.image = next(kernel.root.glob("boot/vmlinuz-*"))
+        self.busybox = self.package.root / "bin/busybox"
+        self.modules = next(kernel.root.glob("lib/modules/*/kernel"))
 
     def module(self, name):
         return self.modules / (name + ".ko")
@@ -143,6 +151,8 @@ def with_libraries(*programs):
     for p in programs:
         files["usr/bin/" + pathlib.Path(p).name] = p
         told = subprocess.run(["ldd", p], capture_output=True, text=True, check=False).stdout
+        if "not found" in told:
+            pytest.skip(f"a library is missing: {told}")
         for path in re.findall(r"(/\S+) \(0x", told):
             files[path.lstrip("/")] = path
     return files
@@ -183,11 +193,11 @@ class Outer:
                  "-append", "console=ttyS0 panic=-1 mitigations=off loglevel=5 tsc=reliable",
                  "-serial", f"file:{self.log}", "-serial", f"unix:{port}"],
                 stdin=subprocess.DEVNULL, stdout=err, stderr=err, preexec_fn=die_with_parent)
-        listener.settimeout(HANG)
+        listener.settimeout(BOUND)
         self.sock = listener.accept()[0]
         listener.close()
         self.buffer = b""
-        self.until(b"ready", 300)
+        self.until(b"ready", BOUND)
 
     def until(self, mark, timeout):
         """What it says up to the end of the line that begins with MARK."""
@@ -204,7 +214,7 @@ class Outer:
             assert got, "the outer machine ended:\n" + self.console()
             self.buffer += got
 
-    def sh(self, command, timeout=300, check=True):
+    def sh(self, command, timeout=BOUND, check=True):
         """Runs COMMAND in a shell; its output."""
         data = command.encode()
         self.sock.sendall(b"%d\n" % len(data) + data)
@@ -212,7 +222,7 @@ class Outer:
         assert not check or status == "0", f"{command}: status {status}\n{text}"
         return text
 
-    def wait(self, condition, timeout=300, see=""):
+    def wait(self, condition, timeout=BOUND, see=""):
         """Waits until the shell says that CONDITION is true; else the files SEE go into the report."""
         end = time.monotonic() + timeout
         while self.sh(f"{condition} && echo yes || usleep 200000").strip() != "yes":
