@@ -15,6 +15,8 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -23,15 +25,6 @@
 
 #include "common/checked.h"
 #include "common/log.h"
-
-/* Nothing is asked for that we do not use: a read of a virtual disk is data in one piece, and
- * a simple reply says it with fewer system calls.  What libnbd would check is checked here. */
-static int prepare(struct nbd_handle *h)
-{
-	return nbd_set_request_structured_replies(h, false) < 0 ||
-	       nbd_set_strict_mode(h, 0) < 0 || nbd_set_pread_initialize(h, false) < 0 ||
-	       nbd_set_uri_allow_local_file(h, true) < 0 ? -1 : 0;
-}
 
 /* A peer that fell off the network is noticed though we only wait for it.  No unix socket
  * takes these, and none needs them. */
@@ -58,13 +51,21 @@ static void tell_loss(struct disk_channel *c, const char *why)
 		    why ? why : "the server closed it");
 }
 
+static void conn_forget(struct disk_channel *c)
+{
+	dial_give_up(c->dial);
+	c->dial = NULL;
+	nbd_close(c->h);
+	c->h = NULL;
+}
+
 void conn_drop(struct disk_channel *c, const char *why)
 {
 	int64_t now = disk_now();
 
 	tell_loss(c, why);
-	nbd_close(c->h);
-	c->h = NULL;
+	snprintf(c->why, sizeof(c->why), "%s", why ? why : "no answer");
+	conn_forget(c);
 	c->drop_why = NULL;
 	if (!c->lost_at)
 		c->lost_at = now;
@@ -90,16 +91,25 @@ static void failed(struct disk_channel *c, const char *why)
 	conn_next_address(c);
 }
 
+static void took(struct disk_channel *c, const struct dialled *d)
+{
+	c->h = d->h;
+	c->dial = d->dial;
+	c->deadline = disk_now() + (c->dial ? LOOKUP_MS : CONNECT_MS);
+	if (c->h || c->dial)
+		conn_check(c);
+	else
+		failed(c, d->why);
+}
+
 void conn_start(struct disk_channel *c)
 {
+	struct dialled d;
+
 	c->state = CHANNEL_CONNECTING;
 	c->uri = __atomic_load_n(&c->disk->uri_now, __ATOMIC_SEQ_CST);
-	c->deadline = disk_now() + CONNECT_MS;
-	c->h = nbd_create();
-	if (!c->h || prepare(c->h) || nbd_aio_connect_uri(c->h, c->disk->uri[c->uri]) < 0)
-		failed(c, nbd_get_error());
-	else
-		conn_check(c);
+	dial_start(c->disk->uri[c->uri], &d);
+	took(c, &d);
 }
 
 static void ready(struct disk_channel *c)
@@ -124,21 +134,30 @@ static void ready(struct disk_channel *c)
 	c->told = c->told_failing = c->told_unfit = false;
 }
 
+static bool is_over(const struct disk_channel *c)
+{
+	return c->drop_why || (c->h && (nbd_aio_is_dead(c->h) > 0 || nbd_aio_is_closed(c->h) > 0));
+}
+
 void conn_check(struct disk_channel *c)
 {
-	if (!c->h)
+	struct dialled d;
+
+	if (c->state == CHANNEL_DOWN)
 		return;
-	if (nbd_aio_is_dead(c->h) > 0 || nbd_aio_is_closed(c->h) > 0 || c->drop_why) {
+	if (c->dial && dial_take(c->dial, &d)) {
+		took(c, &d);
+	} else if (is_over(c)) {
 		if (c->state == CHANNEL_CONNECTING)
 			failed(c, nbd_get_error());
 		else
 			conn_drop(c, c->drop_why);
 	} else if (c->uri != __atomic_load_n(&c->disk->uri_now, __ATOMIC_SEQ_CST)) {
 		conn_drop(c, "the disk moves to another address");
-	} else if (c->state == CHANNEL_CONNECTING && nbd_aio_is_ready(c->h) > 0) {
+	} else if (c->state == CHANNEL_CONNECTING && c->h && nbd_aio_is_ready(c->h) > 0) {
 		ready(c);
 	} else if (c->state == CHANNEL_CONNECTING && disk_now() >= c->deadline) {
-		failed(c, "no answer within 5 s");
+		failed(c, c->dial ? "the resolver does not answer" : "no answer within 5 s");
 	}
 }
 
@@ -150,9 +169,14 @@ static short events_of(struct nbd_handle *h)
 	       (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0);
 }
 
-short conn_events(struct disk_channel *c)
+int conn_fd(const struct disk_channel *c)
 {
-	return events_of(c->h);
+	return c->dial ? dial_fd(c->dial) : c->h ? nbd_aio_get_fd(c->h) : -1;
+}
+
+short conn_events(const struct disk_channel *c)
+{
+	return c->h ? events_of(c->h) : POLLIN;
 }
 
 static int bytes_there(struct disk_channel *c)
@@ -192,12 +216,30 @@ static void take_replies(struct disk_channel *c)
 
 void conn_notify(struct disk_channel *c, short revents)
 {
-	unsigned dir = nbd_aio_get_direction(c->h);
+	unsigned dir = c->h ? nbd_aio_get_direction(c->h) : 0;
 
 	if (revents & (POLLIN | POLLHUP | POLLERR) && dir & LIBNBD_AIO_DIRECTION_READ)
 		take_replies(c);
 	else if (revents & (POLLOUT | POLLHUP | POLLERR) && dir & LIBNBD_AIO_DIRECTION_WRITE)
 		nbd_aio_notify_write(c->h);
+}
+
+/* While a machine starts, nobody takes the signals that are to end it. */
+static bool is_to_end(void)
+{
+	sigset_t s;
+
+	return sigpending(&s) == 0 && (sigismember(&s, SIGTERM) || sigismember(&s, SIGINT));
+}
+
+static void open_wait(struct disk_channel *c)
+{
+	struct pollfd p = { .fd = conn_fd(c), .events = conn_events(c) };
+	int64_t left = c->deadline - disk_now();
+
+	if (poll(&p, 1, left < 0 ? 0 : min_u64(left, OPEN_NAP_MS)) > 0)
+		conn_notify(c, p.revents);
+	conn_check(c);
 }
 
 /* The first time, on the thread that starts the machine.  Each address gets one chance. */
@@ -208,21 +250,16 @@ int conn_open(struct disk_channel *c, struct error *err)
 
 		c->quiet = true;
 		conn_start(c);
-		while (c->state == CHANNEL_CONNECTING) {
-			struct pollfd p = { .fd = nbd_aio_get_fd(c->h), .events = conn_events(c) };
-			int64_t left = c->deadline - disk_now();
-
-			if (poll(&p, 1, left > 0 ? left : 0) > 0)
-				conn_notify(c, p.revents);
-			conn_check(c);
-		}
+		while (c->state == CHANNEL_CONNECTING && !is_to_end())
+			open_wait(c);
 		if (c->state == CHANNEL_READY) {
 			c->quiet = false;
 			c->lost_at = c->retry_ms = 0;
 			return 0;
 		}
-		error_set(err, -ECONNREFUSED, "%s: %s", c->disk->uri[uri],
-			  nbd_get_error() ? nbd_get_error() : "no answer");
+		if (is_to_end())
+			return error_set(err, -EINTR, "%s: stopped by a signal", c->disk->uri[uri]);
+		error_set(err, -ECONNREFUSED, "%s: %s", c->disk->uri[uri], c->why);
 	}
 	return -ECONNREFUSED;
 }
@@ -239,33 +276,46 @@ static void look_on(struct nbd_handle *h, int ms)
 		nbd_aio_notify_write(h);
 }
 
+/* Waits for the resolver. */
+static void look_dial(struct dialled *d, int64_t end)
+{
+	struct pollfd p = { .fd = dial_fd(d->dial), .events = POLLIN };
+	int64_t left;
+
+	while ((left = end - disk_now()) > 0 && poll(&p, 1, left) <= 0)
+		;
+	if (dial_take(d->dial, d))
+		return;
+	dial_give_up(d->dial);
+	*d = (struct dialled){ .why = "the resolver does not answer" };
+}
+
 void disk_look(struct disk *d)
 {
-	const char *uri = d->uri[__atomic_load_n(&d->uri_now, __ATOMIC_SEQ_CST)];
-	struct nbd_handle *h = nbd_create();
 	int64_t end = disk_now() + LOOK_MS, left, size = -1;
+	struct dialled to;
 
-	if (h && !prepare(h) && nbd_aio_connect_uri(h, uri) == 0) {
-		while (nbd_aio_is_connecting(h) > 0 && (left = end - disk_now()) > 0)
-			look_on(h, left);
-		if (nbd_aio_is_ready(h) > 0)
-			size = nbd_get_size(h);
-	}
+	dial_start(d->uri[__atomic_load_n(&d->uri_now, __ATOMIC_SEQ_CST)], &to);
+	if (to.dial)
+		look_dial(&to, end);
+	while (to.h && nbd_aio_is_connecting(to.h) > 0 && (left = end - disk_now()) > 0)
+		look_on(to.h, left);
+	if (to.h && nbd_aio_is_ready(to.h) > 0)
+		size = nbd_get_size(to.h);
 	if (size >= 0)
 		disk_set_size(d, size);
 	else
 		log_warning("disk %s: its size could not be looked at: %s", d->id,
-			    nbd_get_error() ? nbd_get_error() : "no answer");
-	if (h && nbd_aio_is_ready(h) > 0)
-		nbd_aio_disconnect(h, 0);
-	nbd_close(h);
+			    to.why[0] ? to.why : nbd_get_error() ? nbd_get_error() : "no answer");
+	if (to.h && nbd_aio_is_ready(to.h) > 0)
+		nbd_aio_disconnect(to.h, 0);
+	nbd_close(to.h);
 }
 
 void conn_close(struct disk_channel *c)
 {
 	if (c->h && c->state == CHANNEL_READY)
 		nbd_aio_disconnect(c->h, 0);
-	nbd_close(c->h);
-	c->h = NULL;
+	conn_forget(c);
 	c->state = CHANNEL_DOWN;
 }

@@ -2,6 +2,7 @@
 /* disk-int: what the disk's files share.
  *
  *	disk.c		the disk: opening, facts, size, cancelling
+ *	disk-dial.c	a connection is begun, its server's name looked up
  *	disk-conn.c	one connection: making it, losing it, making it anew
  *	disk-cmd.c	requests become commands, and commands answers
  */
@@ -11,6 +12,7 @@
 #include <libnbd.h>
 #include <pthread.h>
 
+#include "vmm/disk-dial.h"
 #include "vmm/disk.h"
 
 enum {
@@ -22,6 +24,8 @@ enum {
 	IN_PLACE_MIN = 64 << 10,	/* a shorter run goes through a bounce buffer with others */
 	LOOK_MS = 1000,			/* the same, only to see the size */
 	CONNECT_MS = 5000,		/* for a connection and its handshake */
+	LOOKUP_MS = 15000,		/* for the resolver: it asks a second name server after 5 s */
+	OPEN_NAP_MS = 100,		/* between looks for signals */
 	TELL_MS = 5000,			/* between two messages of a connection that breaks again */
 	RETRY_MS_MIN = 5, RETRY_MS_MAX = 200,
 };
@@ -48,7 +52,9 @@ struct disk_channel {
 	struct disk *disk;
 	unsigned index;
 	int wake;			/* eventfd: look at the disk's flags */
-	struct nbd_handle *h;		/* NULL: down */
+	struct nbd_handle *h;		/* NULL: down, or its name is being looked up */
+	struct dial *dial;		/* NULL, or CONNECTING without a handle */
+	char why[DIAL_WHY];		/* the last connection ended */
 	enum channel_state state;
 	bool tls;
 	bool quiet;			/* opening: the caller says what went wrong */
@@ -100,7 +106,8 @@ void conn_next_address(struct disk_channel *c);
 int conn_open(struct disk_channel *c, struct error *err);	/* waits: ready, or no address left */
 void conn_close(struct disk_channel *c);
 void conn_notify(struct disk_channel *c, short revents);
-short conn_events(struct disk_channel *c);
+int conn_fd(const struct disk_channel *c);	/* to poll for; -1: none */
+short conn_events(const struct disk_channel *c);
 
 /* disk-cmd.c */
 void cmd_init(struct disk_channel *c);

@@ -268,7 +268,7 @@ static int wait_ms(const struct disk_channel *c)
 
 int disk_poll(struct disk_channel *c, struct pollfd *v, int *timeout_ms)
 {
-	int fd = c->h ? nbd_aio_get_fd(c->h) : -1;
+	int fd = conn_fd(c);
 
 	*timeout_ms = c->h && fd < 0 ? 0 : wait_ms(c);
 	v[0] = (struct pollfd){ .fd = c->wake, .events = POLLIN };
@@ -309,7 +309,7 @@ void disk_work(struct disk_channel *c, const struct pollfd *v, int n)
 		cmd_fail(c, -ECANCELED);
 		return;
 	}
-	if (c->h && n > 1 && v[1].revents)
+	if (n > 1 && v[1].revents)
 		conn_notify(c, v[1].revents);
 	do {
 		cmd_answers(c);

@@ -9,6 +9,7 @@
 #include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "common/co.h"
 #include "common/log.h"
@@ -16,6 +17,7 @@
 #include "vmm/cmdline.h"
 #include "vmm/console.h"
 #include "vmm/control.h"
+#include "vmm/disk-dial.h"
 #include "vmm/disks.h"
 #include "vmm/serial.h"
 #include "vmm/vcpu.h"
@@ -223,5 +225,7 @@ int main(int argc, char **argv)
 	loop_run(loop);
 	end();
 	loop_free(loop);
+	if (dial_left_any())
+		_exit(exit_status);
 	return exit_status;
 }

@@ -16,6 +16,7 @@
 #include "common/sandbox.h"
 #include "common/uri.h"
 #include "vmm/cmdline.h"
+#include "vmm/disk-dial.h"
 #include "vmm/disks.h"
 #include "vmm/firmware.h"
 #include "vmm/net.h"
@@ -64,6 +65,13 @@ static int look_at_serial(const char *where, struct error *err)
 	return strncmp(where, "unix:", 5) ? 0 : allow_socket(where + 5, err);
 }
 
+/* Who changes /etc/resolv.conf or a file of keys renames a new one over it, and Landlock knows
+ * files, not names: the whole directory is needed to find the next one. */
+static int allow_resolver(struct error *err)
+{
+	return sandbox_allow("/etc", ALLOW_READ, err);
+}
+
 /* -- disks ------------------------------------------------------------------------------- */
 
 /* Where libnbd looks for certificates by itself, and for the user's name. */
@@ -95,12 +103,14 @@ static int look_at_uri(const char *text, struct sandbox_needs *n, struct error *
 		return rc;
 	if (!u.socket)
 		n->inet = true;
-	if (u.tls)
+	if (dial_has_name(&u))
+		rc = allow_resolver(err);
+	if (!rc && u.tls)
 		rc = allow_tls_defaults(err);
 	if (!rc)
 		rc = allow(u.tls_certificates, ALLOW_READ, err);
-	if (!rc)
-		rc = allow(u.tls_psk_file, ALLOW_READ, err);
+	if (!rc && u.tls_psk_file)
+		rc = sandbox_allow_parent(u.tls_psk_file, ALLOW_READ, err);
 	uri_clear(&u);
 	return rc;
 }
@@ -124,9 +134,11 @@ static int look_at_nets(const struct cmdline_list *nets, struct sandbox_needs *n
 	for (unsigned i = 0; i < nets->n && !rc; i++) {
 		struct net_look l = net_look(nets->text[i]);
 
-		if (l.user)
+		if (l.user) {
 			n->inet = n->listens = true;
-		if (l.tap && l.fd < 0)
+			rc = allow_resolver(err);
+		}
+		if (!rc && l.tap && l.fd < 0)
 			rc = sandbox_allow("/dev/net/tun", ALLOW_READ | ALLOW_WRITE, err);
 	}
 	return rc;

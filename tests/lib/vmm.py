@@ -40,11 +40,11 @@ def need_kvm():
 class Vmm:
     """One machine.  Its serial line goes to standard output, a file; .qmp is a client of its control socket."""
 
-    def __init__(self, tmp, words, *options, wait=True, inherit=None):
+    def __init__(self, tmp, words, *options, wait=True, inherit=None, prefix=()):
         self.dir, self.path = tmp, str(tmp / "vmm.qmp")
         self.serial_path, self.stderr_path = tmp / "serial", tmp / "vmm.stderr"
         self.client = None
-        argv = [program(), "--kernel", payload(), "--append", words, "--qmp", f"unix:{self.path}", *options]
+        argv = [*prefix, program(), "--kernel", payload(), "--append", words, "--qmp", f"unix:{self.path}", *options]
         with open(self.stderr_path, "wb") as err, open(self.serial_path, "wb") as out:
             self.proc = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
                                          pass_fds=[] if inherit is None else [inherit], preexec_fn=die_with_parent)

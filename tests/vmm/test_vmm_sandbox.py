@@ -8,10 +8,13 @@ import resource
 import signal
 import socket
 import subprocess
+import time
 
 import pytest
 
 from lib import qmp, tools, vmm
+from lib.daemon import content_of, die_with_parent, disk_args
+from lib.daemon import program as daemon_program
 
 pytestmark = pytest.mark.merino_only
 
@@ -188,3 +191,162 @@ def test_signal(machine):
     m.qmp.cmd("query-status")
     m.proc.send_signal(signal.SIGTERM)
     m.ended()
+
+
+# --- disks that are connected again
+
+
+class Server:
+    """A merinod that can be killed and started again at the same address."""
+
+    def __init__(self, tmp, *listen, prefix=()):
+        image = tools.create(tmp / "v.raw", "16M", "raw")
+        self.pidfile, self.log = tmp / "server.pid", open(tmp / "server.stderr", "ab")
+        self.argv = [*prefix, daemon_program(), "--pidfile", self.pidfile, *listen, *disk_args(image, "raw", "d")]
+        self.start()
+
+    def start(self):
+        self.pidfile.unlink(missing_ok=True)
+        self.proc = subprocess.Popen(list(map(str, self.argv)), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+                                     preexec_fn=die_with_parent)
+        end = time.monotonic() + 20
+        while not content_of(self.pidfile).strip():
+            assert self.proc.poll() is None and time.monotonic() < end
+            time.sleep(0.005)
+
+    def kill(self):
+        self.proc.kill()
+        self.proc.wait()
+
+    def end(self):
+        self.kill()
+        self.log.close()
+
+
+@pytest.fixture
+def server(tmp):
+    started = []
+
+    def start(*listen, **kw):
+        started.append(Server(tmp, *listen, **kw))
+        return started[-1]
+
+    yield start
+    for s in started:
+        s.end()
+
+
+def verifies(m, s, meanwhile=lambda: None):
+    """The guest goes on after its server was killed and came back."""
+    m.says("disk 0:")
+    s.kill()
+    m.wait(lambda: "no connection to" in m.stderr())
+    meanwhile()
+    s.start()
+    m.wait(lambda: "connected to" in m.stderr(), 60)
+    assert m.proc.wait(60) == 0, m.stderr()
+    assert m.serial().endswith("PASS\n"), m.serial() + m.stderr()
+    m.ended()
+
+
+GUEST = "disk=0 depth=8 verify=3000"
+
+
+def test_reconnects_to_a_socket(machine, server, tmp):
+    s = server("--nbd-server", f"addr.type=unix,addr.path={tmp}/nbd")
+    verifies(machine(GUEST, "--disk", f"nbd+unix:///d?socket={tmp}/nbd,queues=1"), s)
+
+
+@needs_root
+def test_another_user_reconnects(machine, server, tmp):
+    """Sockets that this user can reach, and its own that it may remove."""
+    tmp.chmod(0o777)
+    old = os.umask(0)
+    try:
+        s = server("--nbd-server", f"addr.type=unix,addr.path={tmp}/nbd")
+        verifies(machine(GUEST, "--disk", f"nbd+unix:///d?socket={tmp}/nbd,queues=1", "--user", "65534"), s)
+    finally:
+        os.umask(old)
+
+
+# --- names, in a network of their own with an /etc of their own
+
+
+class Names:
+    """A namespace whose /etc we write: files are replaced as an administrator's tools do it, by renaming."""
+
+    def __init__(self, tmp):
+        self.etc = tmp / "etc"
+        self.etc.mkdir()
+        self.write("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+        self.write("resolv.conf", "nameserver 192.0.2.1\n")    # on no wire: nobody says that it is not there
+        self.write("passwd", "root:x:0:0::/root:/bin/sh\n")
+        self.write("group", "root:x:0:\n")
+        self.hosts("127.0.0.1 disk.test localhost")
+        script = (f"mount --bind {self.etc} /etc && ip link set lo up && ip route add 192.0.2.1/32 dev lo && "
+                  "echo ready && exec sleep 1000000")
+        self.proc = subprocess.Popen(["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script],
+                                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, preexec_fn=die_with_parent)
+        assert self.proc.stdout.readline() == b"ready\n"
+        self.prefix = ["nsenter", "--net", "--mount", "-t", str(self.proc.pid)]
+
+    def write(self, name, text):
+        (self.etc / "new").write_text(text)
+        (self.etc / "new").rename(self.etc / name)
+
+    def hosts(self, line):
+        self.write("hosts", line + "\n")
+
+    def end(self):
+        self.proc.kill()
+        self.proc.wait()
+        self.proc.stdout.close()
+
+
+@pytest.fixture
+def names(tmp):
+    if os.getuid() != 0:
+        pytest.skip("a network of our own takes root")
+    tools.need("unshare"), tools.need("nsenter"), tools.need("ip")
+    n = Names(tmp)
+    yield n
+    n.end()
+
+
+LISTEN = ["--nbd-server", "addr.type=inet,addr.host=127.0.0.1,addr.port=10809"]
+
+
+def looks_up(m):
+    return any(content_of(t / "comm") == "lookup\n" for t in pathlib.Path(f"/proc/{m.proc.pid}/task").iterdir())
+
+
+def test_reconnects_by_name(machine, server, names):
+    """The file that has the name is another one by then."""
+    s = server(*LISTEN, prefix=names.prefix)
+    m = machine(GUEST, "--disk", "nbd://disk.test/d,queues=1", prefix=names.prefix)
+    verifies(m, s, lambda: names.hosts("127.0.0.1 localhost disk.test"))
+
+
+def test_quit_while_the_resolver_is_silent(machine, server, names):
+    """The disk waits, the machine does not: neither its commands, nor a reset, nor its end."""
+    s = server(*LISTEN, prefix=names.prefix)
+    m = machine("disk=0 verify=600000", "--disk", "nbd://disk.test/d,queues=1", prefix=names.prefix)
+    m.says("disk 0:")
+    names.hosts("127.0.0.1 localhost")
+    s.kill()
+    m.wait(lambda: looks_up(m))
+    m.qmp.cmd("query-block")
+    m.qmp.cmd("system_reset")
+    m.wait(lambda: looks_up(m))
+    m.qmp.cmd("quit")
+    m.ended()
+
+
+def test_end_while_it_starts(machine, names):
+    """Before there is anything to connect to."""
+    names.hosts("127.0.0.1 localhost")
+    m = machine("hang", "--disk", "nbd://disk.test/d", prefix=names.prefix, wait=False)
+    m.wait(lambda: looks_up(m))
+    m.proc.send_signal(signal.SIGTERM)
+    m.ended(1)
+    assert "stopped by a signal" in m.stderr()
