@@ -238,7 +238,7 @@ def server(tmp):
 
 def verifies(m, s, meanwhile=lambda: None):
     """The guest goes on after its server was killed and came back."""
-    m.says("disk 0:")
+    m.says("disk 0:", 60)
     s.kill()
     m.wait(lambda: "no connection to" in m.stderr())
     meanwhile()
@@ -331,7 +331,7 @@ def test_quit_while_the_resolver_is_silent(machine, server, names):
     """The disk waits, the machine does not: neither its commands, nor a reset, nor its end."""
     s = server(*LISTEN, prefix=names.prefix)
     m = machine("disk=0 verify=600000", "--disk", "nbd://disk.test/d,queues=1", prefix=names.prefix)
-    m.says("disk 0:")
+    m.says("disk 0:", 60)
     names.hosts("127.0.0.1 localhost")
     s.kill()
     m.wait(lambda: looks_up(m))
