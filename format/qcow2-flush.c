@@ -63,6 +63,7 @@
 /* Freed clusters that wait for a flush before one is started for them. */
 #define FREED_CLUSTERS_MAX 65536u
 #define WRITE_MAX (1u << 20)	/* bytes of one write of adjacent slices */
+#define GIVE_BACK_MAX 2048u	/* clusters that are given back at a stroke */
 
 unsigned qcow2_test_break_order;
 
@@ -119,13 +120,25 @@ static void runs_move(struct host_runs *to, struct host_runs *from)
 	*from = empty;
 }
 
+/* Whether HOST is where the last run of H ends, which then is longer. */
+static bool runs_extend(struct qcow2 *s, struct host_runs *h, uint64_t host, uint64_t clusters)
+{
+	struct host_run *last = h->n ? &h->v[h->n - 1] : NULL;
+
+	if (!last || last->off + (last->count << s->cluster_bits) != host)
+		return false;
+	last->count += clusters;
+	h->clusters += clusters;
+	return true;
+}
+
 void qcow2_unref_later(struct qcow2 *s, uint64_t host, uint64_t count)
 {
 	if (qcow2_test_break_order == 2) {
 		qcow2_unref_now(s, host, count);
 		return;
 	}
-	if (runs_add(&s->flush.freed, host, count))
+	if (!runs_extend(s, &s->flush.freed, host, count) && runs_add(&s->flush.freed, host, count))
 		log_warning("out of memory, clusters are leaked: count=%" PRIu64, count);
 	if (s->flush.freed.clusters > FREED_CLUSTERS_MAX)
 		qcow2_flush_start(s);
@@ -341,25 +354,25 @@ static uint64_t last_references(struct qcow2 *s, uint64_t cluster, uint64_t coun
 	return n;
 }
 
-/* Step 5 for one run. */
+/* Step 5 for one run: there may be millions of clusters, and guests wait for the loop. */
 static void give_back(struct qcow2 *s, uint64_t host, uint64_t count)
 {
 	while (count && !s->corrupt) {
-		uint64_t n = 1;
+		uint64_t n = min_u64(count, GIVE_BACK_MAX);
 
 		if (s->node->discard_unmap) {
-			n = last_references(s, host >> s->cluster_bits, count);
+			n = last_references(s, host >> s->cluster_bits, n);
 			if (n)
 				node_discard(s->file, host, n << s->cluster_bits);
 			else
 				n = 1;		/* others refer to it */
-		} else {
-			n = count;
 		}
 		if (qcow2_unref_now(s, host, n))
 			return;
 		host += n << s->cluster_bits;
 		count -= n;
+		if (count && co_self())
+			co_yield();
 	}
 }
 
