@@ -12,6 +12,7 @@
  *	qcow2-table.c	new L2 tables, a larger L1 table, a larger image
  *	qcow2-resize.c	a larger L1 table, a larger image, a smaller one
  *	qcow2-io.c	read, write, copy on write; the file below
+ *	qcow2-aside.c	whole clusters that are overwritten stay, for a view
  *	qcow2-compressed.c  compressed clusters: read, given up (codec.c packs and unpacks)
  *	qcow2-pack.c	and written
  *	qcow2-zero.c	write zeroes and discard
@@ -252,6 +253,7 @@ struct qcow2 {
 	bool live_ends;			/* the header shall not name a session any more */
 	int log_mode;			/* enum crashlog_mode */
 	char *log_dir;			/* NULL: beside the image */
+	struct qcow2_aside *aside;	/* who wants old clusters, or NULL: see qcow2.h */
 	uint64_t free_hint;		/* no cluster below is free (cluster number) */
 	uint64_t host_end;		/* bytes: nothing at or behind it was ever used */
 	uint64_t host_limit;		/* bytes: the refcount table describes no more */
@@ -454,6 +456,18 @@ int qcow2_read_backing(struct qcow2 *s, void *buf, uint64_t off, size_t len);
 /* No entry refers any more to the COUNT clusters of R, which was found at OFF. */
 void qcow2_drop_old(struct qcow2 *s, const struct run *r, uint64_t off, uint64_t count);
 extern const uint8_t qcow2_zeroes[65536];
+
+/* On a full disk, what was discarded is given back before a guest that wants to use the
+ * space is refused, and so is what a view holds: the tables without it become durable, then
+ * the clusters go.  True: it is worth another try. */
+bool qcow2_gives_back(struct qcow2 *s);
+
+/* qcow2-aside.c; only while S->aside is set */
+/* Before R, which was found at OFF, is written to: shortens it to what is alike.  1: its
+ * clusters move, 0: they do not, -EAGAIN: time went by, look again. */
+int qcow2_aside_ask(struct qcow2 *s, uint64_t off, struct run *r, unsigned flags);
+/* COUNT clusters of R, found at OFF, have moved: hands the old ones over, or drops them. */
+void qcow2_aside_give(struct qcow2 *s, const struct run *r, uint64_t off, uint64_t count);
 
 /* qcow2-compressed.c */
 /* Of the compressed cluster ENTRY, which holds guest offset OFF. */

@@ -9,6 +9,7 @@
  *	write in place		WRITE
  *	first write		ALLOC: one at a time per cluster; reads of it go on
  *	write to a shared or a compressed one	EXCL: the old cluster may become free
+ *	write of whole ones that a view wants	EXCL: the old cluster becomes the view's
  *
  * A first write takes clusters, as many adjacent ones as it can get, writes the
  * data with what belongs around it (the edges), and only then publishes them.
@@ -349,7 +350,9 @@ static int write_new(struct qcow2 *s, struct slice *sl, const void *buf, uint64_
 		return rc;
 	}
 	publish_fill(s, sl, &f);
-	if (!stays(r) && !s->has_data_file)	/* there the new place is the old one */
+	if (r->kind == RUN_DATA)
+		qcow2_aside_give(s, r, off, count);
+	else if (!stays(r) && !s->has_data_file)	/* there the new place is the old one */
 		qcow2_drop_old(s, r, off, count);
 	return 0;
 }
@@ -397,6 +400,20 @@ static int write_in_place(struct qcow2 *s, const void *buf, uint64_t off, struct
 	return rc;
 }
 
+/* Whole clusters of data get a new place.  Where that fails they stay where they are, and
+ * are kept otherwise: without the one who wants them the write would have succeeded. */
+static int write_moving(struct qcow2 *s, const void *buf, uint64_t off, struct run *r)
+{
+	int rc = write_allocating(s, buf, off, r);
+
+	if (!rc || s->corrupt)
+		return rc;
+	r->len = 0;
+	if (s->aside)
+		s->aside->no_room(s->aside, false);
+	return 0;
+}
+
 static int write_runs(struct qcow2 *s, const void *buf, uint64_t off, size_t len, unsigned flags)
 {
 	/* With the tables on storage as they are, durable data is all that FUA needs. */
@@ -409,10 +426,16 @@ static int write_runs(struct qcow2 *s, const void *buf, uint64_t off, size_t len
 		len = 0;
 	}
 	while (len && !rc) {
+		int moves = 0;
+
 		rc = qcow2_lookup(s, off, len, &r);
 		if (rc)
 			break;
-		if (__builtin_expect(r.kind == RUN_DATA, 1)) {
+		if (__builtin_expect(s->aside != NULL, 0) && (moves = qcow2_aside_ask(s, off, &r, flags)) < 0)
+			continue;
+		if (__builtin_expect(moves, 0)) {
+			rc = write_moving(s, buf, off, &r);
+		} else if (__builtin_expect(r.kind == RUN_DATA, 1)) {
 			rc = write_in_place(s, buf, off, &r, below);
 		} else if (r.kind == RUN_BAD) {
 			rc = qcow2_bad_entry(s, off, &r);
@@ -430,10 +453,10 @@ static int write_runs(struct qcow2 *s, const void *buf, uint64_t off, size_t len
 	return rc;
 }
 
-/* On a full disk, what was discarded is given back before a guest that wants to use the
- * space is refused: the tables without it become durable, then the clusters go. */
-static bool gives_back(struct qcow2 *s)
+bool qcow2_gives_back(struct qcow2 *s)
 {
+	if (s->aside)
+		s->aside->no_room(s->aside, true);
 	return (s->flush.freed.n || s->flush.cleared.n) && !qcow2_flush_all(s) && !qcow2_flush_all(s);
 }
 
@@ -442,7 +465,7 @@ int qcow2_write(struct node *n, const void *buf, uint64_t off, size_t len, unsig
 	struct qcow2 *s = qcow2_of(n);
 	int rc = write_runs(s, buf, off, len, flags);
 
-	if (__builtin_expect(rc == -ENOSPC, 0) && gives_back(s))
+	if (__builtin_expect(rc == -ENOSPC, 0) && qcow2_gives_back(s))
 		rc = write_runs(s, buf, off, len, flags);
 	return rc;
 }

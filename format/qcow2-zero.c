@@ -308,9 +308,8 @@ static enum how how_of(unsigned flags)
 	return flags & NODE_MARK ? HOW_MARK : HOW_ZERO;
 }
 
-int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
+static int zero_all(struct qcow2 *s, uint64_t off, uint64_t len, unsigned flags)
 {
-	struct qcow2 *s = qcow2_of(n);
 	enum how how = how_of(flags);
 	uint64_t first, end;
 	int rc = s->corrupt || s->flush.failed ? -EIO : 0;
@@ -329,6 +328,17 @@ int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 		rc = zero_whole(s, first, end, how);
 	if (!rc && flags & NODE_FUA)
 		rc = qcow2_flush_all(s);
+	return rc;
+}
+
+/* A table for flags needs room, too. */
+int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+	struct qcow2 *s = qcow2_of(n);
+	int rc = zero_all(s, off, len, flags);
+
+	if (__builtin_expect(rc == -ENOSPC, 0) && qcow2_gives_back(s))
+		rc = zero_all(s, off, len, flags);
 	return rc;
 }
 

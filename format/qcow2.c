@@ -325,6 +325,8 @@ static void qcow2_close(struct node *n)
 	int rc = 0;
 
 	qcow2_flush_idle(s);
+	if (s->aside)
+		s->aside->ends(s->aside);
 	if (!n->read_only && !s->corrupt) {
 		s->live_ends = !node_bitmap_hooks || !node_bitmap_hooks->store ||
 			       !node_bitmap_hooks->store(n, &err);

@@ -77,6 +77,35 @@ int qcow2_check(struct node *n, struct qcow2_check *out, struct error *err);
  * format.  What is open below the node stays as it is. */
 int qcow2_relink(struct node *n, const char *name, const char *format, struct error *err);
 
+/* Somebody who wants the old data of what is overwritten, and for whom a write of whole
+ * clusters goes to new ones while the old ones stay (a view: backup/view-aside.c).  One at a
+ * time; not with subclusters or an external data file, nor in an image that is not searched for
+ * leaks after a crash.  What is asked of him is asked by each write, piece by piece, before it
+ * is done. */
+struct qcow2_aside {
+	/* Whether the cluster at OFF, of [off, off+len) which are whole ones, shall stay; and for
+	 * how many bytes that is the answer (*N).  Does not suspend. */
+	bool (*moves)(struct qcow2_aside *a, uint64_t off, uint64_t len, uint64_t *n);
+	/* The cluster at HOST, which had OFF's data, is no more the disk's.  False: it is not
+	 * wanted.  Does not suspend. */
+	bool (*moved)(struct qcow2_aside *a, uint64_t off, uint64_t host);
+	/* Whether [off, off+len) has to be kept before it is overwritten in another way; then do. */
+	bool (*wants)(struct qcow2_aside *a, uint64_t off, uint64_t len);
+	void (*keep)(struct qcow2_aside *a, uint64_t off, uint64_t len);
+	/* There is no room for new clusters.  FOR_GUEST: nor for what a guest writes, which needs
+	 * those that are held. */
+	void (*no_room)(struct qcow2_aside *a, bool for_guest);
+	/* The image is about to be closed: what is held has to be freed now. */
+	void (*ends)(struct qcow2_aside *a);
+};
+
+bool qcow2_aside_set(struct node *n, struct qcow2_aside *a);	/* false: it cannot be */
+bool qcow2_aside_is(const struct node *n, const struct qcow2_aside *a);
+void qcow2_aside_drop(struct node *n, struct qcow2_aside *a);
+int qcow2_aside_read(struct node *n, void *buf, uint64_t host, size_t len);
+/* COUNT clusters from HOST on are not wanted any more.  Does not suspend. */
+void qcow2_aside_free(struct node *n, uint64_t host, uint64_t count);
+
 /* The session of live bitmaps (bitmaps/live.h) that the header names, and that nobody wrote
  * without; false: none. */
 bool qcow2_live_get(struct node *n, uint8_t id[16]);

@@ -20,7 +20,7 @@
 #include "powerloss-model.h"
 #include "qcow2-checker.h"
 
-enum { MAX_SEGMENT = 400, MAX_WORKERS = 4 };	/* blocks; coroutines */
+enum { MAX_SEGMENT = 400, MAX_WORKERS = 4, MAX_HELD = 64 };	/* blocks; coroutines; clusters */
 
 /* What went before, and so what may be gone. */
 enum death {
@@ -41,6 +41,7 @@ struct config {
 	bool no_log;			/* crash-log=off */
 	bool version_2, subclusters;
 	bool pack;			/* every other write asks for compression */
+	bool aside;			/* somebody wants old clusters, now and then */
 	unsigned refcount_bits;		/* 0: 16 */
 	unsigned workers, ops;		/* ops of each */
 	unsigned slice;			/* bytes of an L2 slice; the cache has 8, its least */
@@ -51,6 +52,15 @@ struct config {
 struct segment {
 	uint32_t first, n;
 	unsigned owner;
+};
+
+/* Who wants old clusters. */
+struct holder {
+	struct qcow2_aside ask;
+	struct {
+		uint64_t off, host;
+	} held[MAX_HELD];
+	unsigned n, moved;
 };
 
 struct rig {
@@ -64,6 +74,7 @@ struct rig {
 	unsigned n_segments;
 	uint64_t rng;
 	uint32_t blocks;		/* that the disk has for certain */
+	struct holder holder;
 	unsigned errors;		/* operations that failed, the machine being alive */
 	char why[320];			/* the first thing that is wrong; empty: nothing */
 };
@@ -92,6 +103,76 @@ static inline void __attribute__((format(printf, 2, 3))) rig_wrong(struct rig *r
 	va_end(ap);
 }
 
+/* --- old clusters --- */
+
+static inline struct rig *rig_of(struct qcow2_aside *a)
+{
+	return (struct rig *)((char *)a - offsetof(struct rig, holder.ask));
+}
+
+static inline bool rig_moves(struct qcow2_aside *a, uint64_t off, uint64_t len, uint64_t *n)
+{
+	struct rig *r = rig_of(a);
+
+	*n = r->cfg->cluster * (1 + rig_draw(r, len / r->cfg->cluster));
+	return rig_draw(r, 3);
+}
+
+static inline bool rig_moved(struct qcow2_aside *a, uint64_t off, uint64_t host)
+{
+	struct holder *h = &rig_of(a)->holder;
+
+	if (h->n == MAX_HELD)
+		return false;
+	h->held[h->n].off = off;
+	h->held[h->n++].host = host;
+	h->moved++;
+	return true;
+}
+
+static inline bool rig_wants(struct qcow2_aside *a, uint64_t off, uint64_t len)
+{
+	return false;
+}
+
+/* What is held is what was at that place of the disk: then it is free. */
+static inline void rig_let_go(struct rig *r, unsigned i)
+{
+	struct holder *h = &r->holder;
+	uint64_t off = h->held[i].off, host = h->held[i].host;
+	uint8_t *buf = malloc(r->cfg->cluster);
+
+	h->held[i] = h->held[--h->n];
+	if (!qcow2_aside_read(r->node, buf, host, r->cfg->cluster))
+		for (uint32_t at = 0; at < r->cfg->cluster; at += BLOCK)
+			if (tag_read(buf + at, (off + at) / BLOCK) == VAL_GARBAGE)
+				rig_wrong(r, "an old cluster of block %u was used again", (unsigned)(off / BLOCK));
+	qcow2_aside_free(r->node, host, 1);
+	free(buf);
+}
+
+static inline void rig_let_go_all(struct qcow2_aside *a)
+{
+	struct rig *r = rig_of(a);
+
+	while (r->holder.n)
+		rig_let_go(r, r->holder.n - 1);
+}
+
+static inline void rig_no_room(struct qcow2_aside *a, bool for_guest)
+{
+	if (for_guest)
+		rig_let_go_all(a);
+}
+
+static inline void rig_hold(struct rig *r)
+{
+	r->holder = (struct holder){ .ask = { .moves = rig_moves, .moved = rig_moved, .wants = rig_wants,
+					      .no_room = rig_no_room, .ends = rig_let_go_all } };
+	if (r->cfg->aside && !qcow2_aside_set(r->node, &r->holder.ask))
+		abort();
+}
+
 /* --- opening and closing --- */
 
 /* Opens the image in r->sim; -errno leaves it closed. */
@@ -117,6 +198,7 @@ static inline int rig_open(struct rig *r, struct error *err)
 		r->node = NULL;
 		return rc;
 	}
+	rig_hold(r);
 	return node_use_add(&r->use, r->node, PERM_CONSISTENT_READ | PERM_WRITE, PERM_ALL, err, "the test");
 }
 
@@ -311,6 +393,8 @@ static inline void rig_step(struct rig *r, unsigned worker)
 	uint32_t first, n;
 
 	rig_pick(r, worker, &first, &n);
+	if (r->holder.n && rig_draw(r, 4) == 0)
+		rig_let_go(r, rig_draw(r, r->holder.n));
 	if (kind < 50)
 		rig_write(r, first, n, false);
 	else if (kind < 55)
@@ -390,6 +474,8 @@ static inline void rig_run(struct rig *r)
 		io_sim_start(r->sim, rig_close_co, r);
 		io_sim_run(r->sim);
 	}
+	if (r->cfg->aside && !io_sim_dead(r->sim) && !r->errors && !r->holder.moved)
+		rig_wrong(r, "no cluster stayed");
 }
 
 /* --- the verdict --- */
