@@ -6,6 +6,7 @@
  *	view-read.c   what a reader does: read, map, release
  *	view-tree.c   what is known of each block
  *	view-log.c    memory and the fleece log
+ *	view-aside.c  clusters of a qcow2 image that stay, instead
  *
  * Offsets of blocks are in blocks of the view's granularity unless a name says bytes.
  */
@@ -18,6 +19,7 @@
 #include "common/io.h"
 #include "common/loop.h"
 #include "format/node.h"
+#include "format/qcow2.h"
 
 #define VIEW_PIECE (1u << 20)		/* bytes: one read of a save, one piece of the log */
 #define VIEW_TAPS_MAX NODE_CHAIN_MAX
@@ -29,7 +31,8 @@ enum block_kind {
 	BLOCK_ZERO,			/* was zeroes */
 	BLOCK_BELOW,			/* was not in the disk's own layer: the backing image has it */
 	BLOCK_GONE,			/* the reader is done with it */
-	BLOCK_KEPT,			/* in the log, at .at; or in the store, at its own offset */
+	BLOCK_KEPT,			/* in the log, at .at, or aside (view_aside_at());
+					 * or in the store, at its own offset */
 };
 
 struct block_run {
@@ -48,6 +51,9 @@ void view_tree_init(struct view_tree *t, uint64_t n_blocks);
 void view_tree_free(struct view_tree *t);
 /* The run of alike blocks that begins at BLOCK, up to END. */
 struct block_run view_tree_run(const struct view_tree *t, uint64_t block, uint64_t end);
+/* Some of it, as far as one slot of the tree knows: for who has to go through all of a large
+ * one.  It may end behind the disk. */
+struct block_run view_tree_slot(const struct view_tree *t, uint64_t block);
 /* Blocks [first, first+n) are of KIND from now on.  -ENOMEM: some of them are. */
 int view_tree_set(struct view_tree *t, uint64_t first, uint64_t n, enum block_kind kind,
 		  uint64_t at);
@@ -91,6 +97,37 @@ int view_log_read(struct view *v, void *buf, uint64_t at, uint64_t skip, size_t 
 /* Gives back what can be: the view was given up. */
 void view_log_give_up(struct view *v);
 
+/* -- view-aside.c ------------------------------------------------------------------ */
+
+#define VIEW_ASIDE (1ull << 63)		/* in .at: the rest is a block of the image's file */
+
+struct view_aside {
+	struct qcow2_aside ask;
+	struct node *node;		/* qcow2; NULL: nothing stays aside */
+	uint64_t cluster;		/* bytes */
+	uint64_t held;			/* bytes of clusters that stay */
+	bool no_room;			/* no more of them */
+	uint64_t next;			/* once the view is over: blocks before it are free */
+};
+
+void view_aside_begin(struct view *v);		/* its tap is there */
+/* The view is over: frees all that stayed, a little at a time. */
+void view_aside_end(struct view *v);
+/* The same behind the back of the caller: for view_break(). */
+void view_aside_give_up(struct view *v);
+/* A write to [off, off+len) that is to be kept: whether the driver sees to the whole clusters
+ * in it, [*first, *end). */
+struct tap_request;
+bool view_aside_takes(struct view *v, const struct tap_request *rq, uint64_t *first, uint64_t *end);
+int view_aside_read(struct view *v, void *buf, const struct block_run *r, uint64_t skip, size_t len);
+/* The blocks of R, from FIRST on, are not wanted any more, and the tree says so. */
+void view_aside_release(struct view *v, uint64_t first, const struct block_run *r);
+
+static inline bool view_is_aside(const struct block_run *r)
+{
+	return r->kind == BLOCK_KEPT && r->at & VIEW_ASIDE;
+}
+
 /* -- the view ------------------------------------------------------------------------ */
 
 /* Blocks whose old data is being read. */
@@ -131,6 +168,7 @@ struct view {
 	char why[160];
 	struct view_tree tree;
 	struct view_log log;
+	struct view_aside aside;
 	struct keeping *keeping;
 	unsigned inside;		/* calls and coroutines that use the view */
 	struct co_queue leaving;
@@ -142,6 +180,11 @@ struct view {
 /* A discard, which is a hint, is about to be done.  False: it had better not be, there is
  * more to keep than that is worth. */
 bool view_keep_for_discard(struct view *v, uint64_t off, uint64_t len);
+
+/* Whether something of the blocks [first, end) is to be kept, or is being kept. */
+bool view_has_to_keep(const struct view *v, uint64_t first, uint64_t end);
+/* Blocks [first, first+n) were kept. */
+void view_tell(struct view *v, uint64_t first, uint64_t n);
 
 void view_enter(struct view *v);
 void view_leave(struct view *v);

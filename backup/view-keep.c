@@ -83,7 +83,7 @@ static void keeping_end(struct view *v, struct keeping *k)
 
 /* -- noting --------------------------------------------------------------------------------- */
 
-static void tell(struct view *v, uint64_t first, uint64_t n)
+void view_tell(struct view *v, uint64_t first, uint64_t n)
 {
 	v->stats.kept += view_clip(v, first, n);
 	if (v->kept)
@@ -105,7 +105,7 @@ static void note(struct view *v, uint64_t first, uint64_t n, enum block_kind kin
 		} else if (view_tree_set(&v->tree, first, r.n, kind, at)) {
 			view_break(v, "Out of memory");
 		} else {
-			tell(v, first, r.n);
+			view_tell(v, first, r.n);
 		}
 		first += r.n;
 		at += r.n;
@@ -343,7 +343,7 @@ static bool goes_on(const struct save *s)
 	return !s->v->broken && !s->rc && !s->stopped;
 }
 
-static bool anything_to_do(const struct view *v, uint64_t first, uint64_t end)
+bool view_has_to_keep(const struct view *v, uint64_t first, uint64_t end)
 {
 	if (v->keeping && kept_by_other(v, first, end))
 		return true;
@@ -371,7 +371,7 @@ static void keep_pass(struct save *s, uint64_t first, uint64_t end)
 /* Until nothing is left: what another one was keeping he may have left, too. */
 static void keep_range(struct save *s, uint64_t begin, uint64_t end)
 {
-	while (goes_on(s) && anything_to_do(s->v, begin, end)) {
+	while (goes_on(s) && view_has_to_keep(s->v, begin, end)) {
 		keep_pass(s, begin, end);
 		if (goes_on(s))
 			wait_for_other(s->v, begin, end);
@@ -388,7 +388,7 @@ static void keep(struct save *s, uint64_t off, uint64_t len)
 	len = min_u64(len, v->size - off);
 	first = off >> v->bits;
 	end = ((off + len - 1) >> v->bits) + 1;
-	if (!anything_to_do(v, first, end))
+	if (!view_has_to_keep(v, first, end))
 		return;
 	view_enter(v);
 	keep_range(s, first, end);

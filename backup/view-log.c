@@ -187,7 +187,7 @@ static bool is_full(const struct view *v, const struct segment *s)
 {
 	uint64_t bytes = (uint64_t)s->live << v->bits;
 
-	return v->log.max && v->log.stored + bytes > v->log.max;
+	return v->log.max && v->log.stored + v->aside.held + bytes > v->log.max;
 }
 
 static void punch_later(struct view *v, struct segment *s);

@@ -59,6 +59,8 @@ static int read_kept(struct view *v, uint8_t *buf, uint64_t off, const struct pi
 	case BLOCK_KEPT:
 		if (v->store)
 			return node_read(v->store, buf, off, p->len);
+		if (view_is_aside(&p->run))
+			return view_aside_read(v, buf, &p->run, p->skip, p->len);
 		return view_log_read(v, buf, p->run.at, p->skip, p->len);
 	default:
 		return -EACCES;
@@ -269,6 +271,8 @@ static void release_run(struct view *v, uint64_t first, const struct block_run *
 		return;
 	if (v->store)
 		node_discard(v->store, view_bytes(v, first), view_clip(v, first, r->n));
+	else if (view_is_aside(r))
+		view_aside_release(v, first, r);
 	else
 		view_log_drop(v, r->at, r->n);
 }

@@ -139,8 +139,7 @@ static struct block_run leaf_run(const struct leaf *l, unsigned i)
 	return r;
 }
 
-/* What one slot knows of the blocks from BLOCK on. */
-static struct block_run slot_run(const struct view_tree *t, uint64_t block)
+struct block_run view_tree_slot(const struct view_tree *t, uint64_t block)
 {
 	const void *slot = t->root;
 	unsigned level = t->levels;
@@ -159,10 +158,10 @@ static struct block_run slot_run(const struct view_tree *t, uint64_t block)
 
 struct block_run view_tree_run(const struct view_tree *t, uint64_t block, uint64_t end)
 {
-	struct block_run r = slot_run(t, block), more;
+	struct block_run r = view_tree_slot(t, block), more;
 
 	while (r.n < end - block) {
-		more = slot_run(t, block + r.n);
+		more = view_tree_slot(t, block + r.n);
 		if (more.kind != r.kind || (r.kind == BLOCK_KEPT && more.at != r.at + r.n))
 			break;
 		r.n += more.n;

@@ -54,6 +54,7 @@ void view_break(struct view *v, const char *fmt, ...)
 	log_warning("a view is given up so that the guest goes on: node=%s reason='%s'",
 		    v->node->name, v->why);
 	view_log_give_up(v);
+	view_aside_give_up(v);
 }
 
 /* -- waiting ------------------------------------------------------------------------------ */
@@ -151,16 +152,20 @@ uint64_t view_wanted_run(const struct view *v, uint64_t block, uint64_t end, boo
 static void tap_before(struct tap *t, const struct tap_request *rq)
 {
 	struct view_tap *vt = (struct view_tap *)t;
-	uint64_t off = rq->off, len = rq->len;
+	uint64_t off = rq->off, len = rq->len, first, end;
 
 	if (off < vt->begin) {
 		len -= min_u64(len, vt->begin - off);
 		off = vt->begin;
 	}
-	if (rq->kind == TAP_DISCARD)
+	if (rq->kind == TAP_DISCARD) {
 		*rq->drop |= !view_keep_for_discard(vt->view, off - vt->begin, len);
-	else
+	} else if (view_aside_takes(vt->view, rq, &first, &end)) {
+		view_keep(vt->view, off, first - off);
+		view_keep(vt->view, end, off + len - end);
+	} else {
 		view_keep(vt->view, off - vt->begin, len);
+	}
 }
 
 static int tap_may_shrink(struct tap *t, uint64_t size, struct error *err)
@@ -278,6 +283,8 @@ static int open_steps(struct view *v, const struct view_options *o, struct error
 		rc = open_log(v, o, err);
 	if (!rc && !o->no_tap && add_tap(v))
 		rc = error_set(err, -ENOMEM, "Out of memory");
+	if (!rc && !v->store)
+		view_aside_begin(v);
 	return rc;
 }
 
@@ -333,6 +340,7 @@ void view_close(struct view *v)
 	/* Nobody is in a tap of ours, so nobody holds its place in the list of taps. */
 	for (unsigned i = 0; i < v->n_taps; i++)
 		node_tap_remove(v->taps[i].node, &v->taps[i].tap);
+	view_aside_end(v);
 	free(v->taps);
 	view_log_empty(v);
 	if (loop_self() && co_self() && v->stats.kept)
@@ -379,5 +387,5 @@ void view_stats(const struct view *v, struct view_stats *s)
 {
 	*s = v->stats;
 	s->memory = v->log.memory + v->tree.bytes;
-	s->stored = v->log.stored;
+	s->stored = v->log.stored + v->aside.held;
 }
