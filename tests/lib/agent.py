@@ -7,6 +7,8 @@ import socket
 import threading
 import time
 
+from lib.patience import wait_until
+
 MAY_WHILE_FROZEN = ("guest-sync", "guest-sync-delimited", "guest-ping", "guest-info", "guest-fsfreeze-status",
                     "guest-fsfreeze-thaw")
 
@@ -93,9 +95,6 @@ class Agent(threading.Thread):
         self.listener.close()
 
 
-def wait(done, seconds=40, what=""):
+def wait(done, what=""):
     """Until DONE() is true."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
+    return wait_until(done, why=what)
