@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* monitor: accepts QMP clients and moves their bytes.
  *
- * Each client has two coroutines: one reads values and runs their commands in
- * order, the other sends what is queued.  Replies wait for a client that does
- * not read, in its own reader; events do not, and a client whose queue has
- * outgrown its bound is dropped.  The reader owns the client and frees it after
- * the writer has ended.
+ * Each client has a coroutine that reads values and runs their commands in order, and
+ * one that sends what is queued (common/qmp-sender.h).
  */
 #include "nbd-server/monitor.h"
 
@@ -20,20 +17,17 @@
 #include "common/fdset.h"
 #include "common/io.h"
 #include "common/json.h"
-#include "common/log.h"
 #include "common/loop.h"
 #include "common/options.h"
 #include "common/qmp-message.h"
+#include "common/qmp-sender.h"
 #include "nbd-server/address.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/session.h"
 
 #define CLIENTS_MAX 64			/* of one monitor */
-#define QUEUE_PAUSE (1u << 20)		/* bytes queued above which the reader waits */
-#define QUEUE_MAX (16u << 20)		/* bytes queued above which the client is dropped */
 #define READ_SIZE 4096
 #define ACCEPT_PAUSE 100000000ull	/* ns, after an error such as EMFILE */
-#define LAST_PATIENCE 10000000000ull	/* ns, for the last bytes of a client that sends no more */
 #define CLOSE_PATIENCE 1000000000ull	/* ns, for the last bytes of all clients */
 
 struct monitor {
@@ -51,13 +45,7 @@ struct client {
 	struct monitor *monitor;
 	int fd;
 	struct session session;
-	char *queue;			/* bytes to send: queue[sent .. len) */
-	size_t sent, len, size;
-	bool closing;			/* nothing more will be queued */
-	bool broken;			/* sending failed or was given up */
-	bool writer_ended;
-	struct co_queue writer;		/* the writer waits for bytes */
-	struct co_queue reader;		/* the reader waits for room, or for the writer's end */
+	struct qmp_sender out;
 };
 
 /* What an acceptor's coroutine starts with. */
@@ -74,104 +62,6 @@ static unsigned running;		/* commands */
 static struct co_queue all_wait;	/* woken when a command, client or acceptor has ended,
 					 * and when closing_all is set */
 
-/* -- sending ---------------------------------------------------------------- */
-
-static void client_break(struct client *c)
-{
-	c->broken = true;
-	shutdown(c->fd, SHUT_RDWR);
-	co_queue_wake_all(&c->writer);
-	co_queue_wake_all(&c->reader);
-}
-
-static bool client_grow(struct client *c, size_t n)
-{
-	size_t size = c->size ? c->size : 4096;
-	char *queue;
-
-	if (c->sent) {
-		memmove(c->queue, c->queue + c->sent, c->len - c->sent);
-		c->len -= c->sent;
-		c->sent = 0;
-	}
-	while (size < c->len + n)
-		size *= 2;
-	if (size == c->size)
-		return true;
-	queue = realloc(c->queue, size);
-	if (!queue)
-		return false;
-	c->queue = queue;
-	c->size = size;
-	return true;
-}
-
-static void client_put_bytes(struct client *c, const char *p, size_t n)
-{
-	if (c->broken || c->closing)
-		return;
-	if (c->len - c->sent > QUEUE_MAX || (c->size - c->len < n && !client_grow(c, n))) {
-		log_warning("dropping a QMP client that does not read fd=%d", c->fd);
-		client_break(c);
-		return;
-	}
-	memcpy(c->queue + c->len, p, n);
-	c->len += n;
-	co_queue_wake_all(&c->writer);
-}
-
-static void client_put(struct client *c, struct json_object *o)
-{
-	int flags = JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE;
-	const char *text = c->monitor->pretty ? json_object_to_json_string_ext(o, flags)
-					      : json_write(o);
-
-	if (!text) {
-		client_break(c);
-		return;
-	}
-	client_put_bytes(c, text, strlen(text));
-	client_put_bytes(c, "\r\n", 2);		/* libvirt looks for both */
-}
-
-/* The queue may move while the socket is waited for, so what goes out is copied. */
-static int client_send_some(struct client *c, struct io *io)
-{
-	char piece[READ_SIZE];
-	size_t n = c->len - c->sent < sizeof(piece) ? c->len - c->sent : sizeof(piece);
-	struct iovec iov = { piece, n };
-	int rc;
-
-	memcpy(piece, c->queue + c->sent, n);
-	rc = io_send_all(io, c->fd, &iov, 1);
-	if (rc)
-		return rc;
-	c->sent += n;
-	if (c->sent == c->len)
-		c->sent = c->len = 0;
-	co_queue_wake_all(&c->reader);
-	return 0;
-}
-
-static void client_write(void *arg)
-{
-	struct client *c = arg;
-	struct io *io = loop_io(loop_self());
-
-	while (!c->broken) {
-		if (c->sent < c->len) {
-			if (client_send_some(c, io))
-				client_break(c);
-		} else if (c->closing) {
-			break;
-		} else {
-			co_queue_wait(&c->writer);
-		}
-	}
-	c->writer_ended = true;
-	co_queue_wake_all(&c->reader);
-}
-
 void qmp_event(const char *name, struct json_object *data)
 {
 	struct json_object *o = qmp_event_new(name, data);
@@ -179,7 +69,7 @@ void qmp_event(const char *name, struct json_object *data)
 	for (struct monitor *m = monitors; m; m = m->next) {
 		for (struct client *c = m->clients; c; c = c->next) {
 			if (c->session.negotiated)
-				client_put(c, o);
+				qmp_send(&c->out, o);
 		}
 	}
 	json_object_put(o);
@@ -193,52 +83,16 @@ static void client_answer(struct client *c, struct json_object *request, struct 
 
 	running++;
 	reply = session_answer(&c->session, request, bad);
-	client_put(c, reply);
+	qmp_send(&c->out, reply);
 	json_object_put(reply);
 	running--;
 	co_queue_wake_all(&all_wait);
 }
 
-struct patience {
-	struct loop_timer timer;
-	struct client *client;
-};
-
-static bool has_hung_up(const struct client *c)
-{
-	struct pollfd p = { .fd = c->fd, .events = POLLRDHUP };
-
-	return poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
-}
-
-/* Whoever may still say something is waited for, whoever has said its last word is not. */
-static void patience_over(struct loop_timer *t)
-{
-	struct client *c = ((struct patience *)t)->client;
-
-	if (has_hung_up(c))
-		client_break(c);
-	else
-		loop_timer_set(t, loop_now() + LAST_PATIENCE, patience_over);
-}
-
-/* Waits until most of what was queued has been taken. */
-static void client_wait_room(struct client *c)
-{
-	struct patience p = { .client = c };
-
-	if (c->len - c->sent <= QUEUE_PAUSE)
-		return;
-	loop_timer_set(&p.timer, loop_now() + LAST_PATIENCE, patience_over);
-	while (c->len - c->sent > QUEUE_PAUSE && !c->broken)
-		co_queue_wait(&c->reader);
-	loop_timer_cancel(&p.timer);
-}
-
 /* Serves all whole values that have come. */
 static void client_serve(struct client *c, struct json_stream *in)
 {
-	while (!c->broken && !quiescing) {
+	while (!c->out.broken && !quiescing) {
 		struct json_object *request = NULL;
 		struct error bad = ERROR_INIT;
 		int rc = json_stream_next(in, &request, &bad);
@@ -247,7 +101,7 @@ static void client_serve(struct client *c, struct json_stream *in)
 			return;
 		client_answer(c, request, rc < 0 ? &bad : NULL);
 		json_object_put(request);
-		client_wait_room(c);
+		qmp_sender_wait_room(&c->out);
 	}
 }
 
@@ -310,9 +164,9 @@ static void client_read(struct client *c)
 	char bytes[READ_SIZE];
 	ssize_t n = 1;
 
-	client_put(c, greeting);
+	qmp_send(&c->out, greeting);
 	json_object_put(greeting);
-	while (in && n > 0 && !c->broken && !quiescing) {
+	while (in && n > 0 && !c->out.broken && !quiescing) {
 		n = client_receive(c, io, bytes, sizeof(bytes));
 		if (n > 0 && !json_stream_feed(in, bytes, (size_t)n))
 			client_serve(c, in);
@@ -340,7 +194,6 @@ static void client_free(struct client *c)
 	m->n_clients--;
 	close(c->fd);
 	fds_close(&c->session.received);
-	free(c->queue);
 	free(c);
 	if (!any_client())
 		fdset_remove_unused();	/* who sent them has gone */
@@ -351,22 +204,14 @@ static void client_free(struct client *c)
 static void client_run(void *arg)
 {
 	struct client *c = arg;
-	struct patience p = { .client = c };
-
 	while (!admitted && !quiescing)
 		co_queue_wait(&admission);
-	co_start(client_write, c);
+	qmp_sender_start(&c->out);
 	client_read(c);
 	/* The last events of the process still go to this client. */
-	while (quiescing && !closing_all && !c->broken)
+	while (quiescing && !closing_all && !c->out.broken)
 		co_queue_wait(&all_wait);
-	c->closing = true;
-	co_queue_wake_all(&c->writer);
-	/* It said its last word, and has to take ours. */
-	loop_timer_set(&p.timer, loop_now() + LAST_PATIENCE, patience_over);
-	while (!c->writer_ended)
-		co_queue_wait(&c->reader);
-	loop_timer_cancel(&p.timer);
+	qmp_sender_end(&c->out);	/* it said its last word, and has to take ours */
 	client_free(c);
 }
 
@@ -380,6 +225,7 @@ static void client_start(struct monitor *m, int fd)
 	}
 	c->monitor = m;
 	c->fd = fd;
+	c->out = (struct qmp_sender){ .fd = fd, .pretty = m->pretty };
 	c->next = m->clients;
 	m->clients = c;
 	m->n_clients++;
@@ -489,7 +335,7 @@ static void close_timeout(struct loop_timer *t)
 {
 	for (struct monitor *m = monitors; m; m = m->next) {
 		for (struct client *c = m->clients; c; c = c->next)
-			client_break(c);
+			qmp_sender_break(&c->out);
 	}
 }
 

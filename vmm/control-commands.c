@@ -250,7 +250,7 @@ COMMAND(command_query_commands)
 static void pass_on(void *arg, const char *name, struct json_object *event)
 {
 	if (!control_owns_event(name))
-		control_put(arg, event);
+		qmp_send(&((struct control_client *)arg)->out, event);
 }
 
 COMMAND(command_capabilities)

@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include "common/co.h"
+#include "common/qmp-sender.h"
 #include "vmm/control.h"
 
 struct control {
@@ -26,16 +27,10 @@ struct control_client {
 	int fd;
 	bool negotiated;
 	struct forward *forward;	/* to merinod, since qmp_capabilities; NULL: none */
-	char *queue;			/* bytes to send: queue[sent .. len) */
-	size_t sent, len, size;
-	bool closing, broken, writer_ended;
-	struct co_queue writer, reader;	/* for bytes; for room, or the writer's end */
+	struct qmp_sender out;
 };
 
 const char *run_state_name(enum run_state s);	/* the machine's */
-
-/* control.c: queues O, which stays the caller's. */
-void control_put(struct control_client *c, struct json_object *o);
 
 /* control-commands.c: the answer to REQUEST, the caller's.  BAD, if not NULL, says why it
  * could not be read.  Coroutine. */
