@@ -289,6 +289,15 @@ static uint32_t xsdt(struct builder *b, const uint32_t *tables, unsigned n)
 	return finish(b, HEADER + 8 * n);
 }
 
+static uint32_t rsdt(struct builder *b, const uint32_t *tables, unsigned n)
+{
+	uint8_t *p = begin(b, "RSDT", 1, HEADER + 4 * n);
+
+	for (unsigned i = 0; i < n; i++)
+		pointer(b, p + HEADER + 4 * i, 4, tables[i]);
+	return finish(b, HEADER + 4 * n);
+}
+
 static void rsdp(struct builder *b)
 {
 	uint8_t *p = b->a->rsdp;
@@ -297,6 +306,7 @@ static void rsdp(struct builder *b)
 	memcpy(p + 9, "MERINO", 6);
 	p[15] = 2;
 	put_le32(p + 20, ACPI_RSDP_BYTES);
+	put_le32(p + ACPI_RSDP_RSDT, (uint32_t)b->base + b->a->rsdt);
 	put_le64(p + ACPI_RSDP_XSDT, b->base + b->a->xsdt);
 	p[8] = checksum(p, 20);
 	p[32] = checksum(p, ACPI_RSDP_BYTES);
@@ -314,5 +324,6 @@ void acpi_build(unsigned vcpus, uint64_t base, struct acpi *a)
 	tables[1] = madt(&b, vcpus);
 	tables[2] = mcfg(&b);
 	a->xsdt = xsdt(&b, tables, 3);
+	a->rsdt = rsdt(&b, tables, 3);
 	rsdp(&b);
 }

@@ -177,6 +177,7 @@ uint32_t firmware_loader(const struct acpi *a, uint8_t *out)
 		add_pointer(out, &len, TABLES, a->pointer[i].at, a->pointer[i].size);
 	for (unsigned i = 0; i < a->n_tables; i++)
 		add_checksum(out, &len, TABLES, a->table[i].at + 9, a->table[i].at, a->table[i].len);
+	add_pointer(out, &len, RSDP, ACPI_RSDP_RSDT, 4);
 	add_pointer(out, &len, RSDP, ACPI_RSDP_XSDT, 8);
 	add_checksum(out, &len, RSDP, 8, 0, 20);
 	add_checksum(out, &len, RSDP, 32, 0, ACPI_RSDP_BYTES);

@@ -96,7 +96,7 @@ static void walk(const uint8_t *p, const uint8_t *end, unsigned *devices)
 
 static void check(unsigned vcpus)
 {
-	const uint8_t *xsdt, *fadt, *dsdt, *madt, *mcfg;
+	const uint8_t *rsdt, *xsdt, *fadt, *dsdt, *madt, *mcfg;
 	unsigned devices = 0;
 
 	acpi_build(vcpus, BASE, &a);
@@ -105,6 +105,10 @@ static void check(unsigned vcpus)
 	assert_int_equal(sum(a.rsdp, 36), 0);
 	xsdt = table_at(get_le64(a.rsdp + 24), "XSDT");
 	assert_int_equal(get_le32(xsdt + 4), 36 + 3 * 8);
+	rsdt = table_at(get_le32(a.rsdp + 16), "RSDT");
+	assert_int_equal(get_le32(rsdt + 4), 36 + 3 * 4);
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(get_le32(rsdt + 36 + 4 * i), get_le64(xsdt + 36 + 8 * i));
 	fadt = table_at(get_le64(xsdt + 36), "FACP");
 	madt = table_at(get_le64(xsdt + 44), "APIC");
 	mcfg = table_at(get_le64(xsdt + 52), "MCFG");
