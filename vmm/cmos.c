@@ -29,6 +29,8 @@ enum {
 #define PERIOD_NS 976563u
 #define D_BATTERY 0x80u
 
+#define YEAR_9999 253402300799ll	/* its last second */
+
 struct cmos {
 	struct cmos_state s;
 	struct machine *machine;
@@ -122,7 +124,7 @@ static uint8_t status_c_read(struct cmos *c)
 
 static void status_b_write(struct cmos *c, uint8_t value)
 {
-	c->s.periodic = value & B_PERIODIC;
+	c->s.periodic = (value & B_PERIODIC) != 0;
 	if (!c->s.periodic && c->s.pending)
 		periodic_seen(c);
 	periodic_next(c);
@@ -199,6 +201,22 @@ void cmos_reset(struct machine *m)
 	put16(c, ABOVE_4G, high & 0xffff);
 	c->s.byte[ABOVE_4G + 2] = (uint8_t)(high >> 16);
 	c->s.byte[CPUS] = (uint8_t)(m->config->vcpus - 1);
+}
+
+void cmos_save(struct machine *m, struct cmos_state *s)
+{
+	*s = m->cmos->s;
+}
+
+int cmos_load(struct machine *m, const struct cmos_state *s, struct error *err)
+{
+	if (s->version != 1 || s->index >= CMOS_BYTES || s->periodic > 1 || s->pending > 1 ||
+	    s->shown < 0 || s->shown > YEAR_9999)
+		return error_set(err, -EINVAL, "clock: a state that there is not");
+	m->cmos->s = *s;
+	machine_irq(m, CMOS_IRQ, s->pending);
+	periodic_next(m->cmos);
+	return 0;
 }
 
 int cmos_start(struct machine *m, struct error *err)

@@ -9,7 +9,6 @@
 #ifndef MERINO_VMM_CMOS_H
 #define MERINO_VMM_CMOS_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/error.h"
@@ -24,7 +23,7 @@ struct machine;
 struct cmos_state {
 	uint32_t version;		/* 1 */
 	uint8_t index;
-	bool periodic, pending;		/* the interrupt is wanted; has come and was not seen */
+	uint8_t periodic, pending;	/* 0 or 1: the interrupt is wanted; it came and was not seen */
 	uint8_t byte[CMOS_BYTES];
 	int64_t shown;			/* seconds since 1970 that the clock's registers show */
 };
@@ -32,5 +31,7 @@ struct cmos_state {
 int cmos_start(struct machine *m, struct error *err);
 void cmos_end(struct machine *m);
 void cmos_reset(struct machine *m);
+void cmos_save(struct machine *m, struct cmos_state *s);
+int cmos_load(struct machine *m, const struct cmos_state *s, struct error *err);
 
 #endif

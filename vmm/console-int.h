@@ -10,11 +10,12 @@
 #include "vmm/console.h"
 #include "vmm/virtio.h"
 
-#define CONSOLE_PORTS 2u
+#define CONSOLE_CONTROL_IN 2u
+#define CONSOLE_CONTROL_OUT 3u
 #define CONSOLE_QUEUES (2 * CONSOLE_PORTS + 2)	/* ports', and two for control */
 
 /* Messages to the guest that are due, in the order in which they go out. */
-enum console_due { DUE_ADD = 1, DUE_CONSOLE = 2, DUE_NAME = 4, DUE_OPEN = 8 };
+enum console_due { DUE_ADD = 1, DUE_CONSOLE = 2, DUE_NAME = 4, DUE_OPEN = 8, DUE_ALL = 15 };
 
 /* A buffer of the guest's that was taken from a queue and not given back.  Under the lock;
  * a reset forgets it. */
@@ -76,8 +77,14 @@ void console_control(struct console *c);
 /* A coroutine of the device has ended. */
 void console_leave(struct console *c);
 
+/* console-state.c */
+int console_save(struct virtio *v, struct device_state *s, struct error *err);
+int console_load(struct virtio *v, const struct device_state *s, struct error *err);
+
 /* console-port.c */
 int console_port_listen(struct console_port *p, struct error *err);
+/* Skips N bytes of B: true when there is no more. */
+bool console_advance(struct console_buffer *b, size_t n);
 void console_port_run(void *port);		/* a coroutine: clients, and their bytes */
 void console_port_send(struct console_port *p);	/* coroutine: what the guest wrote */
 void console_port_changed(struct console_port *p);	/* the guest is ready, or is no more */

@@ -23,8 +23,7 @@
 
 /* -- from the guest ------------------------------------------------------------ */
 
-/* Skips N bytes of B: true when there is no more. */
-static bool advance(struct console_buffer *b, size_t n)
+bool console_advance(struct console_buffer *b, size_t n)
 {
 	while (b->at < b->chain.n_out) {
 		size_t left = b->chain.iov[b->at].iov_len - b->skip;
@@ -45,7 +44,7 @@ static int send_buffer(struct console_port *p)
 {
 	struct console_buffer *b = &p->out;
 
-	while (!advance(b, 0) && p->client >= 0) {
+	while (!console_advance(b, 0) && p->client >= 0) {
 		const struct iovec *v = &b->chain.iov[b->at];
 		ssize_t n = send(p->client, (char *)v->iov_base + b->skip, v->iov_len - b->skip,
 				 MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -54,7 +53,7 @@ static int send_buffer(struct console_port *p)
 			continue;
 		if (n < 0)
 			return -errno;
-		advance(b, (size_t)n);
+		console_advance(b, (size_t)n);
 	}
 	return 0;
 }

@@ -18,6 +18,19 @@ struct console_config {
 	const char *agent;		/* unix socket of port 1; NULL: no such port */
 };
 
+#define CONSOLE_PORTS 2u
+
+/* What is saved with the machine, besides its registers and queues.  Clients are the host's. */
+struct console_state {
+	uint32_t version;		/* 1 */
+	struct {
+		uint8_t there, due, guest_open;		/* due: bits of enum console_due */
+		uint8_t in_taken, out_taken;	/* a buffer of the queue's is lent out: */
+		uint16_t in_head, out_head;
+		uint64_t out_sent;	/* bytes of it that have gone */
+	} port[CONSOLE_PORTS];
+};
+
 /* Main loop, before the machine runs: listens, and puts the device on the bus. */
 int console_start(struct machine *m, const struct console_config *config, struct console **out,
 		  struct error *err);

@@ -214,6 +214,21 @@ void fw_cfg_reset(struct machine *m)
 	add(f, FW_CFG_ID, "", id, 4);
 }
 
+void fw_cfg_save(struct machine *m, struct fw_cfg_state *s)
+{
+	*s = m->fw_cfg->s;
+}
+
+int fw_cfg_load(struct machine *m, const struct fw_cfg_state *s, struct error *err)
+{
+	const struct item *i = find(m->fw_cfg, s->key);
+
+	if (s->version != 1 || s->at > (i ? i->len : 0))
+		return error_set(err, -EINVAL, "fw_cfg: a state that there is not");
+	m->fw_cfg->s = *s;
+	return 0;
+}
+
 int fw_cfg_start(struct machine *m, struct error *err)
 {
 	struct fw_cfg *f = calloc(1, sizeof(*f));

@@ -44,6 +44,9 @@ int fw_cfg_start(struct machine *m, struct error *err);		/* signature and ID are
 void fw_cfg_end(struct machine *m);
 void fw_cfg_reset(struct machine *m);	/* and no items but those */
 
+void fw_cfg_save(struct machine *m, struct fw_cfg_state *s);
+int fw_cfg_load(struct machine *m, const struct fw_cfg_state *s, struct error *err);	/* items stay */
+
 /* Takes a copy of BYTES.  -ENOMEM, -ENOSPC. */
 int fw_cfg_add(struct machine *m, uint16_t key, const void *bytes, uint32_t len);
 int fw_cfg_add_file(struct machine *m, const char *name, const void *bytes, uint32_t len);

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "common/log.h"
 #include "vmm/machine.h"
 
 #define LINES 24u
@@ -30,8 +31,7 @@ struct msi {
 struct interrupts {
 	struct msi msi[MSI_MAX];
 	unsigned n_msi;			/* slots ever used */
-	struct kvm_irqchip chip[3];	/* as KVM made them */
-	struct kvm_pit_state2 pit;
+	struct interrupts_state first;	/* as KVM made them */
 	struct {
 		struct kvm_irq_routing head;
 		struct kvm_irq_routing_entry entry[FIXED + MSI_MAX];
@@ -168,16 +168,29 @@ int machine_doorbell(struct machine *m, uint64_t addr, unsigned size, int fd, bo
 
 /* -- the controllers ------------------------------------------------------------- */
 
-static int controllers_read(struct machine *m)
+int interrupts_save(struct machine *m, struct interrupts_state *s, struct error *err)
 {
-	struct interrupts *i = m->interrupts;
-
+	s->version = 1;
 	for (unsigned n = 0; n < 3; n++) {
-		i->chip[n].chip_id = n;
-		if (ioctl(m->vm, KVM_GET_IRQCHIP, &i->chip[n]) < 0)
-			return -errno;
+		s->chip[n].chip_id = n;
+		if (ioctl(m->vm, KVM_GET_IRQCHIP, &s->chip[n]) < 0)
+			return error_errno(err, -errno, "KVM_GET_IRQCHIP");
 	}
-	return ioctl(m->vm, KVM_GET_PIT2, &i->pit) < 0 ? -errno : 0;
+	return ioctl(m->vm, KVM_GET_PIT2, &s->pit) < 0 ? error_errno(err, -errno, "KVM_GET_PIT2") : 0;
+}
+
+/* What is in them KVM checks itself. */
+int interrupts_load(struct machine *m, const struct interrupts_state *s, struct error *err)
+{
+	if (s->version != 1)
+		return error_set(err, -EINVAL, "interrupt controllers: state of an unknown version");
+	for (unsigned n = 0; n < 3; n++) {
+		if (s->chip[n].chip_id != n)
+			return error_set(err, -EINVAL, "interrupt controllers: there is no such one");
+		if (ioctl(m->vm, KVM_SET_IRQCHIP, &s->chip[n]) < 0)
+			return error_errno(err, -errno, "KVM_SET_IRQCHIP");
+	}
+	return ioctl(m->vm, KVM_SET_PIT2, &s->pit) < 0 ? error_errno(err, -errno, "KVM_SET_PIT2") : 0;
 }
 
 int interrupts_start(struct machine *m, struct error *err)
@@ -196,17 +209,15 @@ int interrupts_start(struct machine *m, struct error *err)
 	rc = routes_set(m);
 	if (rc)
 		return error_errno(err, rc, "KVM_SET_GSI_ROUTING");
-	rc = controllers_read(m);
-	return rc ? error_errno(err, rc, "KVM_GET_IRQCHIP") : 0;
+	return interrupts_save(m, &m->interrupts->first, err);
 }
 
 void interrupts_reset(struct machine *m)
 {
-	struct interrupts *i = m->interrupts;
+	struct error err = ERROR_INIT;
 
-	for (unsigned n = 0; n < 3; n++)
-		ioctl(m->vm, KVM_SET_IRQCHIP, &i->chip[n]);
-	ioctl(m->vm, KVM_SET_PIT2, &i->pit);
+	if (interrupts_load(m, &m->interrupts->first, &err))
+		log_error("reset: %s", err.text);
 }
 
 void interrupts_end(struct machine *m)

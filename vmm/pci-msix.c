@@ -209,3 +209,39 @@ bool pci_raise(struct pci_device *d, unsigned i)
 		;
 	return true;
 }
+
+/* --- saved and loaded */
+
+void pci_msix_save(const struct pci_device *d, struct pci_state *s)
+{
+	s->n_vectors = d->n_vectors;
+	for (unsigned i = 0; i < d->n_vectors; i++) {
+		const struct pci_vector *v = &d->vector[i];
+
+		s->vector[i].addr = v->addr;
+		s->vector[i].data = v->data;
+		s->vector[i].masked = v->control & PCI_MSIX_ENTRY_CTRL_MASKBIT;
+		s->vector[i].pending = is_pending(v);
+	}
+}
+
+bool pci_msix_load(struct pci_device *d, const struct pci_state *s)
+{
+	uint64_t one = 1;
+
+	for (unsigned i = 0; i < d->n_vectors; i++)
+		if (s->vector[i].masked > 1 || s->vector[i].pending > 1 || s->vector[i].addr & 3)
+			return false;
+	for (unsigned i = 0; i < d->n_vectors; i++) {
+		struct pci_vector *v = &d->vector[i];
+
+		v->addr = s->vector[i].addr;
+		v->data = s->vector[i].data;
+		v->control = s->vector[i].masked;
+		/* It was drained by the reset, and KVM looks when it listens again. */
+		while (s->vector[i].pending && write(v->fd, &one, sizeof(one)) < 0 && errno == EINTR)
+			;
+	}
+	pci_msix_sync(d);
+	return true;
+}

@@ -62,7 +62,7 @@ static void bar_unmap(struct pci_device *d)
 	d->mapped = false;
 }
 
-static void bar_sync(struct pci_device *d)
+void pci_bar_sync(struct pci_device *d)
 {
 	uint64_t base = d->class->bar_len ? bar_wanted(d) : 0;
 
@@ -95,7 +95,7 @@ void pci_config_write(struct pci_device *d, unsigned off, unsigned size, uint32_
 		return;
 	for (unsigned i = off; i < off + size; i++, value >>= 8)
 		d->config[i] = (d->config[i] & ~d->writable[i]) | (value & d->writable[i]);
-	bar_sync(d);
+	pci_bar_sync(d);
 	if (d->n_vectors && off < d->msix_cap + 4u && off + size > d->msix_cap)
 		pci_msix_sync(d);
 	if (d->class->config_access)
@@ -303,7 +303,7 @@ void pci_place_bars(struct machine *m)
 		at = align_up(at, d->class->bar_len);
 		put32(d, PCI_BASE_ADDRESS_0, at);
 		d->config[PCI_COMMAND] |= PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER;
-		bar_sync(d);
+		pci_bar_sync(d);
 		at += d->class->bar_len;
 	}
 }

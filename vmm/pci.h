@@ -14,6 +14,7 @@
 #include "common/error.h"
 #include "vmm/bus.h"
 
+struct device_state;
 struct machine;
 struct pci_device;
 
@@ -35,9 +36,24 @@ struct pci_class {
 	/* The BAR is at BASE now (0: nowhere): doorbells follow. */
 	void (*moved)(struct pci_device *d, uint64_t base);
 	void (*reset)(struct pci_device *d);
-	void (*rest)(struct pci_device *d, enum pci_rest step);		/* may be NULL */
+	/* May be NULL, all of them: */
+	void (*rest)(struct pci_device *d, enum pci_rest step);
+	int (*save)(struct pci_device *d, struct device_state *s, struct error *err);
+	int (*load)(struct pci_device *d, const struct device_state *s, struct error *err);
 	/* May be NULL: configuration space at OFF is about to be read, or was written. */
 	void (*config_access)(struct pci_device *d, unsigned off, unsigned size, bool write);
+};
+
+/* What of a device is saved with the machine: configuration space and MSI-X. */
+struct pci_state {
+	uint32_t version;		/* 1 */
+	uint32_t n_vectors;
+	uint8_t config[PCI_CONFIG_BYTES];
+	struct {
+		uint64_t addr;
+		uint32_t data;
+		uint8_t masked, pending;	/* 0 or 1 */
+	} vector[PCI_VECTORS_MAX];
 };
 
 struct pci_vector {
@@ -86,6 +102,9 @@ bool pci_raise(struct pci_device *d, unsigned i);
 void pci_place_bars(struct machine *m);
 void pci_reset(struct machine *m);
 void pci_rest(struct machine *m, bool on);
+/* All of a device, at rest.  pci_load(): after a reset; S is hostile. */
+int pci_save(struct pci_device *d, struct device_state *s, struct error *err);
+int pci_load(struct pci_device *d, const struct device_state *s, struct error *err);
 /* One access to configuration space: SIZE is 1, 2 or 4 and OFF a multiple of it. */
 uint32_t pci_config_read(struct pci_device *d, unsigned off, unsigned size);
 void pci_config_write(struct pci_device *d, unsigned off, unsigned size, uint32_t value);
@@ -96,5 +115,8 @@ void pci_remove(struct pci_device *d);
 void pci_msix_sync(struct pci_device *d);
 void pci_msix_reset(struct pci_device *d);
 void pci_msix_free(struct pci_device *d);
+void pci_msix_save(const struct pci_device *d, struct pci_state *s);
+bool pci_msix_load(struct pci_device *d, const struct pci_state *s);	/* false: no such state */
+void pci_bar_sync(struct pci_device *d);
 
 #endif

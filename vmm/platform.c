@@ -17,12 +17,6 @@
 #define CONTROL_SLEEP 0x2000u
 #define CONTROL_TYPE(v) ((v) >> 10 & 7)
 
-/* What is saved with the machine. */
-struct platform_state {
-	uint32_t version;		/* 1 */
-	uint16_t status, enable, control;
-};
-
 struct platform {
 	struct machine *machine;
 	struct platform_state s;
@@ -34,9 +28,11 @@ static void sci_update(struct platform *p)
 	machine_irq(p->machine, PLATFORM_SCI, p->s.status & p->s.enable);
 }
 
-static uint32_t timer_now(void)
+static uint32_t timer_now(const struct platform *p)
 {
-	return (uint32_t)((unsigned __int128)loop_now() * TIMER_HZ / 1000000000u) & 0xffffff;
+	uint64_t ns = loop_now() + p->s.timer;
+
+	return (uint32_t)((unsigned __int128)ns * TIMER_HZ / 1000000000u) & 0xffffff;
 }
 
 /* The registers as 16-bit words. */
@@ -50,9 +46,9 @@ static uint16_t word_read(struct platform *p, uint64_t off)
 	case 4:
 		return p->s.control;
 	case 8:
-		return (uint16_t)timer_now();
+		return (uint16_t)timer_now(p);
 	case 10:
-		return (uint16_t)(timer_now() >> 16);
+		return (uint16_t)(timer_now(p) >> 16);
 	default:
 		return 0;
 	}
@@ -63,7 +59,7 @@ static uint64_t registers_read(void *arg, uint64_t off, unsigned size)
 	struct platform *p = arg;
 
 	if (off == 8 && size == 4)
-		return timer_now();
+		return timer_now(p);
 	if (size == 1)
 		return word_read(p, off & ~1ull) >> (8 * (off & 1)) & 0xff;
 	if (size == 2 && !(off & 1))
@@ -133,6 +129,23 @@ void platform_reset(struct machine *m)
 {
 	m->platform->s = (struct platform_state){ .version = 1, .control = CONTROL_SCI };
 	sci_update(m->platform);
+}
+
+void platform_save(struct machine *m, struct platform_state *s)
+{
+	*s = m->platform->s;
+	s->timer += loop_now();
+}
+
+int platform_load(struct machine *m, const struct platform_state *s, struct error *err)
+{
+	if (s->version != 1 || s->status & ~STATUS_BUTTON || s->enable & ~ENABLE_ALL ||
+	    !(s->control & CONTROL_SCI) || s->control & CONTROL_SLEEP)
+		return error_set(err, -EINVAL, "ACPI registers: a state that there is not");
+	m->platform->s = *s;
+	m->platform->s.timer -= loop_now();	/* goes on where it was; wraps as it likes */
+	sci_update(m->platform);
+	return 0;
 }
 
 int platform_start(struct machine *m, struct error *err)

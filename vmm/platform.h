@@ -9,6 +9,8 @@
 #ifndef MERINO_VMM_PLATFORM_H
 #define MERINO_VMM_PLATFORM_H
 
+#include <stdint.h>
+
 #include "common/error.h"
 
 struct machine;
@@ -21,9 +23,18 @@ struct machine;
 #define PLATFORM_RESET_VALUE 0xfeu
 #define PLATFORM_SLEEP_S5 0u		/* SLP_TYP of "off" */
 
+/* What is saved with the machine. */
+struct platform_state {
+	uint32_t version;		/* 1 */
+	uint16_t status, enable, control;
+	uint64_t timer;			/* ns: what the timer shows; while it runs, less loop_now() */
+};
+
 int platform_start(struct machine *m, struct error *err);
 void platform_end(struct machine *m);
 void platform_reset(struct machine *m);
+void platform_save(struct machine *m, struct platform_state *s);
+int platform_load(struct machine *m, const struct platform_state *s, struct error *err);
 void platform_button(struct machine *m);	/* with machine->lock held */
 
 #endif

@@ -54,18 +54,16 @@ static size_t avail_event_at(const struct queue *q)
 
 static int broken(struct queue *q)
 {
-	q->broken = true;
+	q->s.broken = true;
 	return -EINVAL;
 }
 
-int queue_start(struct queue *q)
+/* Finds the rings. */
+static int place(struct queue *q)
 {
 	uint16_t n = q->s.size;
 
-	q->broken = false;
 	q->signalled_valid = false;
-	q->n_taken = 0;
-	memset(q->taken, 0, sizeof(q->taken));
 	if (!is_pow2(n) || n > QUEUE_SIZE_MAX)
 		return broken(q);
 	if (!is_aligned(q->s.desc, 16) || !is_aligned(q->s.avail, 2) || !is_aligned(q->s.used, 4))
@@ -74,6 +72,14 @@ int queue_start(struct queue *q)
 	q->avail = memory_at(q->memory, q->s.avail, used_event_at(q) + 2);
 	q->used = memory_at(q->memory, q->s.used, avail_event_at(q) + 2);
 	return q->desc && q->avail && q->used ? 0 : broken(q);
+}
+
+int queue_start(struct queue *q)
+{
+	q->s.broken = false;
+	q->n_taken = 0;
+	memset(q->s.taken, 0, sizeof(q->s.taken));
+	return place(q);
 }
 
 /* One buffer joins the chain; the device's own come last. */
@@ -148,14 +154,14 @@ static int walk(struct queue *q, struct queue_chain *c)
 
 static bool is_taken(const struct queue *q, uint16_t head)
 {
-	return q->taken[head / 64] >> head % 64 & 1;
+	return q->s.taken[head / 64] >> head % 64 & 1;
 }
 
 int queue_pop(struct queue *q, struct queue_chain *c)
 {
 	uint16_t waiting, head;
 
-	if (q->broken)
+	if (q->s.broken)
 		return -EINVAL;
 	waiting = take16(q->avail, RING_INDEX) - q->s.next_avail;
 	if (waiting == 0)
@@ -170,10 +176,60 @@ int queue_pop(struct queue *q, struct queue_chain *c)
 	c->out_bytes = c->in_bytes = 0;
 	if (walk(q, c))
 		return broken(q);
-	q->taken[head / 64] |= 1ull << head % 64;
+	q->s.taken[head / 64] |= 1ull << head % 64;
 	q->n_taken++;
 	q->s.next_avail++;
 	return 1;
+}
+
+int queue_retake(struct queue *q, uint16_t head, struct queue_chain *c)
+{
+	assert(is_taken(q, head));
+	*c = (struct queue_chain){ .head = head, .iov = c->iov };
+	return q->s.broken || walk(q, c) ? broken(q) : 1;
+}
+
+/* -- a saved one ------------------------------------------------------------------------- */
+
+bool queue_has_taken(const struct queue *q, uint16_t head)
+{
+	return head < q->s.size && is_taken(q, head);
+}
+
+/* How many heads of S are popped and not pushed; -1: one that there is not. */
+static int count_taken(const struct queue_state *s)
+{
+	int n = 0;
+
+	for (unsigned i = 0; i < QUEUE_SIZE_MAX; i++) {
+		bool is = s->taken[i / 64] >> i % 64 & 1;
+
+		if (is && i >= s->size)
+			return -1;
+		n += is;
+	}
+	return n;
+}
+
+static bool is_sound(const struct queue_state *s, uint16_t most)
+{
+	int n = count_taken(s);
+
+	if (s->version != 1 || !is_pow2(s->size) || s->size > most || s->enabled > 1 || s->broken > 1)
+		return false;
+	if (n < 0 || (n && !s->enabled))
+		return false;
+	/* What was popped was pushed, or is taken; a broken ring is not counted on. */
+	return s->broken || (uint16_t)(s->next_avail - s->next_used) == n;
+}
+
+int queue_load(struct queue *q, const struct queue_state *s, uint16_t most, bool active)
+{
+	if (!is_sound(s, most))
+		return -EINVAL;
+	q->s = *s;
+	q->n_taken = (unsigned)count_taken(s);
+	return active && s->enabled && !s->broken ? place(q) : 0;
 }
 
 void queue_push(struct queue *q, uint16_t head, uint32_t written)
@@ -181,9 +237,9 @@ void queue_push(struct queue *q, uint16_t head, uint32_t written)
 	struct vring_used_elem e = { .id = head, .len = written };
 
 	assert(head < q->s.size && is_taken(q, head));
-	q->taken[head / 64] &= ~(1ull << head % 64);
+	q->s.taken[head / 64] &= ~(1ull << head % 64);
 	q->n_taken--;
-	if (q->broken)			/* nobody listens; the ring is left as it is */
+	if (q->s.broken)			/* nobody listens; the ring is left as it is */
 		return;
 	memcpy((char *)q->used + RING_ENTRIES + sizeof(e) * (q->s.next_used & (q->s.size - 1)),
 	       &e, sizeof(e));
@@ -195,7 +251,7 @@ bool queue_wants_interrupt(struct queue *q)
 	uint16_t was = q->signalled, now = q->s.next_used;
 	bool known = q->signalled_valid;
 
-	if (q->broken)
+	if (q->s.broken)
 		return false;
 	/* The index must be seen before we look whether the driver sleeps. */
 	full_fence();
@@ -208,7 +264,7 @@ bool queue_wants_interrupt(struct queue *q)
 
 void queue_notifications(struct queue *q, bool on)
 {
-	if (q->broken)
+	if (q->s.broken)
 		return;
 	if (!q->event_idx)
 		put16(q->used, RING_FLAGS, on ? 0 : VRING_USED_F_NO_NOTIFY);
@@ -221,5 +277,5 @@ void queue_notifications(struct queue *q, bool on)
 
 bool queue_is_empty(struct queue *q)
 {
-	return q->broken || take16(q->avail, RING_INDEX) == q->s.next_avail;
+	return q->s.broken || take16(q->avail, RING_INDEX) == q->s.next_avail;
 }

@@ -22,21 +22,20 @@ struct queue_state {
 	uint32_t version;		/* 1 */
 	uint16_t size;			/* a power of two up to the maximum */
 	uint16_t vector;
-	bool enabled;
-	uint64_t desc, avail, used;	/* guest addresses */
+	uint8_t enabled, broken;	/* 0 or 1; broken: nothing more is taken from it */
 	uint16_t next_avail, next_used;
+	uint64_t desc, avail, used;	/* guest addresses */
+	uint64_t taken[QUEUE_SIZE_MAX / 64];	/* the heads that are popped, not pushed */
 };
 
 struct queue {
 	struct queue_state s;
 	const struct memory *memory;
 	bool event_idx, indirect;	/* what was negotiated */
-	bool broken;
 	uint16_t signalled;		/* next_used at the last look at used_event */
 	bool signalled_valid;
-	/* Since queue_start(): where the rings lie, and the heads that are popped, not pushed. */
+	/* Since queue_start(): where the rings lie, and how many heads are taken. */
 	void *desc, *avail, *used;
-	uint64_t taken[QUEUE_SIZE_MAX / 64];
 	unsigned n_taken;
 };
 
@@ -60,5 +59,13 @@ bool queue_wants_interrupt(struct queue *q);
 /* Asks for (or against) doorbells.  After asking for them, look once more. */
 void queue_notifications(struct queue *q, bool on);
 bool queue_is_empty(struct queue *q);
+
+/* Q->s is what is saved.  S may be hostile: MOST is the largest size, ACTIVE says that the rings
+ * must lie in memory.  -EINVAL: S makes no sense, and Q must be reset. */
+int queue_load(struct queue *q, const struct queue_state *s, uint16_t most, bool active);
+/* HEAD was popped before Q was saved. */
+bool queue_has_taken(const struct queue *q, uint16_t head);
+/* Such a head once more, for who does its request again.  1, or -EINVAL as queue_pop(). */
+int queue_retake(struct queue *q, uint16_t head, struct queue_chain *c);
 
 #endif

@@ -12,7 +12,7 @@
 #include "vmm/line.h"
 #include "vmm/machine.h"
 
-#define FIFO 16u
+#define FIFO SERIAL_FIFO
 
 #define IER_RX 0x01u
 #define IER_TX 0x02u
@@ -29,16 +29,6 @@
 #define LSR_RX 0x01u
 #define LSR_TX 0x60u			/* holding register and shift register are empty */
 #define MSR_READY 0xb0u			/* carrier, data set ready, clear to send */
-
-/* What is saved with the machine. */
-struct serial_state {
-	uint32_t version;		/* 1 */
-	uint8_t ier, lcr, mcr, fcr, scratch;
-	uint8_t divisor[2];
-	bool tx_pending;		/* the interrupt "transmitter empty" was not seen yet */
-	uint8_t rx[FIFO];
-	uint32_t rx_at, rx_n;
-};
 
 struct serial {
 	struct machine *machine;
@@ -57,14 +47,21 @@ static uint8_t interrupt_id(const struct serial *u)
 	return IIR_NONE;
 }
 
-static void update(struct serial *u)
+static void raise_line(struct serial *u, bool raised)
 {
-	bool raised = interrupt_id(u) != IIR_NONE && u->s.mcr & MCR_OUT2 && !(u->s.mcr & MCR_LOOP);
-
-	if (raised == u->raised)
-		return;
 	u->raised = raised;
 	machine_irq(u->machine, SERIAL_IRQ, raised);
+}
+
+static bool wants_interrupt(const struct serial *u)
+{
+	return interrupt_id(u) != IIR_NONE && u->s.mcr & MCR_OUT2 && !(u->s.mcr & MCR_LOOP);
+}
+
+static void update(struct serial *u)
+{
+	if (wants_interrupt(u) != u->raised)
+		raise_line(u, !u->raised);
 }
 
 static bool is_full(const struct serial *u)
@@ -238,6 +235,25 @@ void serial_reset(struct machine *m)
 		return;
 	m->serial->s = (struct serial_state){ .version = 1, .divisor = { 12, 0 } };
 	update(m->serial);
+}
+
+void serial_save(struct machine *m, struct serial_state *s)
+{
+	*s = m->serial->s;
+}
+
+int serial_load(struct machine *m, const struct serial_state *s, struct error *err)
+{
+	struct serial *u = m->serial;
+
+	if (s->version != 1 || s->ier & ~IER_ALL || s->mcr & ~MCR_ALL || s->fcr & ~FCR_ENABLE ||
+	    s->tx_pending > 1 || s->rx_at >= FIFO || s->rx_n > FIFO)
+		return error_set(err, -EINVAL, "serial line: a state that there is not");
+	u->s = *s;
+	/* Who waits for the line to drain finds that it has: this one is another one. */
+	u->s.tx_pending |= !is_full(u);
+	raise_line(u, wants_interrupt(u));
+	return 0;
 }
 
 int serial_start(struct machine *m, const char *where, struct error *err)

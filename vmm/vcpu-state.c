@@ -51,9 +51,39 @@ static void msrs_save(struct vcpu *v, struct vcpu_state *s)
 	}
 }
 
+/* Only those that this host's KVM listed when the vCPU was made are set. */
+static int msrs_check(const struct vcpu *v, const struct vcpu_state *s, struct error *err)
+{
+	if (s->n_msrs > VCPU_MSRS_MAX)
+		return error_set(err, -EINVAL, "vCPU %u: %u MSRs", v->index, s->n_msrs);
+	for (uint32_t i = 0; i < s->n_msrs; i++) {
+		uint32_t j = 0;
+
+		while (j < v->first->n_msrs && v->first->msr[j].index != s->msr[i].index)
+			j++;
+		if (j == v->first->n_msrs)
+			return error_set(err, -EINVAL, "vCPU %u: this host has no MSR 0x%x", v->index,
+					 s->msr[i].index);
+	}
+	return 0;
+}
+
+/* The guest was told how fast it counts. */
+static int tsc_load(struct vcpu *v, const struct vcpu_state *s, struct error *err)
+{
+	int khz = ioctl(v->fd, KVM_GET_TSC_KHZ);
+
+	if (khz == (int)s->tsc_khz || !s->tsc_khz)
+		return 0;
+	if (ioctl(v->fd, KVM_SET_TSC_KHZ, (unsigned long)s->tsc_khz) < 0)
+		return error_errno(err, -errno, "vCPU %u: this host's TSC runs at %d kHz, the saved one at %u",
+				   v->index, khz, s->tsc_khz);
+	return 0;
+}
+
 static void msrs_load(struct vcpu *v, const struct vcpu_state *s)
 {
-	for (uint32_t i = 0; i < s->n_msrs && i < VCPU_MSRS_MAX; i++) {
+	for (uint32_t i = 0; i < s->n_msrs; i++) {
 		struct msr_page one = { .head.nmsrs = 1, .entry[0] = s->msr[i] };
 
 		/* Some can be read, but not written: they say what the CPU is. */
@@ -91,8 +121,12 @@ int vcpu_save(struct vcpu *v, struct vcpu_state *s, struct error *err)
 
 int vcpu_load(struct vcpu *v, const struct vcpu_state *s, struct error *err)
 {
+	int rc;
+
 	if (s->version != 1)
 		return error_set(err, -EINVAL, "vCPU %u: state of an unknown version", v->index);
+	if ((rc = msrs_check(v, s, err)) || (rc = tsc_load(v, s, err)))
+		return rc;
 	TRY(KVM_SET_REGS, &s->regs);
 	TRY(KVM_SET_XSAVE, &s->xsave);
 	TRY(KVM_SET_XCRS, &s->xcrs);
@@ -102,6 +136,9 @@ int vcpu_load(struct vcpu *v, const struct vcpu_state *s, struct error *err)
 	TRY(KVM_SET_LAPIC, &s->lapic);
 	TRY(KVM_SET_DEBUGREGS, &s->debug);
 	TRY(KVM_SET_VCPU_EVENTS, &s->events);
+	pthread_mutex_lock(&v->machine->run_lock);
+	v->held = false;
+	pthread_mutex_unlock(&v->machine->run_lock);
 	return 0;
 }
 
@@ -113,9 +150,6 @@ void vcpus_reset(struct machine *m)
 
 		if (vcpu_load(v, v->first, &err))
 			log_error("reset: %s", err.text);
-		pthread_mutex_lock(&m->run_lock);
-		v->held = false;
-		pthread_mutex_unlock(&m->run_lock);
 	}
 }
 

@@ -66,7 +66,7 @@ void vcpu_hold_self(void);
 void vcpus_reset(struct machine *m);
 int vcpu_learn_msrs(struct machine *m, struct error *err);	/* before vcpu_save() */
 int vcpu_save(struct vcpu *v, struct vcpu_state *s, struct error *err);
-int vcpu_load(struct vcpu *v, const struct vcpu_state *s, struct error *err);
+int vcpu_load(struct vcpu *v, const struct vcpu_state *s, struct error *err);	/* S is hostile */
 
 /* What the first CPU begins with: */
 enum vcpu_mode { VCPU_REAL, VCPU_PROTECTED, VCPU_LONG };

@@ -49,6 +49,7 @@ struct blk_queue {
 	unsigned index;
 	int doorbell;
 	bool pushed;			/* since the last look at interrupts */
+	bool redo;			/* it was loaded: what is taken is to be done again */
 	struct blk_request *pool, *free;
 };
 

@@ -24,7 +24,7 @@ static void complete(struct blk_request *r, uint8_t status)
 {
 	struct blk_queue *q = r->queue;
 
-	if (!q->q->broken)
+	if (!q->q->s.broken)
 		__atomic_store_n(r->status, status, __ATOMIC_RELAXED);
 	queue_push(q->q, r->head, r->written);
 	q->pushed = true;
@@ -42,7 +42,7 @@ static void done(struct disk_request *d, int rc)
 
 	/* Given up by us, for a reset or the end: the guest is told nothing. */
 	if (rc == -ECANCELED)
-		r->queue->q->broken = true;
+		r->queue->q->s.broken = true;
 	if (!rc && ++r->range < r->n_ranges) {
 		next_range(r);
 		return;
@@ -233,7 +233,7 @@ int blk_request_begin(struct blk_worker *w, struct blk_queue *q)
 	uint8_t status;
 
 	if (c->out_bytes < sizeof(struct virtio_blk_outhdr) || c->in_bytes == 0) {
-		q->q->broken = true;
+		q->q->s.broken = true;
 		queue_push(q->q, c->head, 0);
 		return -EINVAL;
 	}

@@ -43,7 +43,7 @@ static void drain(int fd)
 
 static void break_queue(struct blk_worker *w, struct blk_queue *q)
 {
-	q->q->broken = true;
+	q->q->s.broken = true;
 	virtio_needs_reset(&w->blk->v);
 }
 
@@ -201,12 +201,38 @@ static void enter(struct blk_worker *w, enum worker_state s)
 	pthread_mutex_unlock(&w->blk->lock);
 }
 
+/* What was under way when the machine was saved. */
+static void redo(struct blk_worker *w, struct blk_queue *q)
+{
+	int rc = 0;
+
+	q->redo = false;
+	for (unsigned head = 0; head < q->q->s.size && rc >= 0; head++) {
+		if (!queue_has_taken(q->q, head))
+			continue;
+		rc = queue_retake(q->q, head, &w->chain);
+		if (rc > 0)
+			rc = blk_request_begin(w, q);
+	}
+	if (rc < 0)
+		break_queue(w, q);
+}
+
+static void redo_all(struct blk_worker *w)
+{
+	for (unsigned i = 0; i < w->n_queues; i++)
+		if (w->queue[i]->redo)
+			redo(w, w->queue[i]);
+	disk_work(w->channel, NULL, 0);
+}
+
 static void run(struct blk_worker *w)
 {
 	struct waiting p;
 
 	w->waited = false;
 	enter(w, WORKER_RUNS);
+	redo_all(w);
 	w->spin_us = SPIN_US_START;
 	doorbells(w, false);
 	while (wanted(w) == WORKER_RUNS) {

@@ -13,6 +13,7 @@
 
 #include "common/checked.h"
 #include "common/log.h"
+#include "vmm/state.h"
 
 static struct blk *of(struct virtio *v)
 {
@@ -47,6 +48,8 @@ static void reset(struct virtio *v)
 
 	want_all(b, WORKER_PARKED);
 	wait_all(b, WORKER_PARKED);
+	for (unsigned i = 0; i < v->n_queues; i++)
+		b->queue[i].redo = false;
 }
 
 static void rest(struct virtio *v, enum pci_rest step)
@@ -75,9 +78,42 @@ static void refresh(struct virtio *v)
 	__atomic_add_fetch(&v->s.generation, 1, __ATOMIC_SEQ_CST);
 }
 
+/* What a server has got and not answered it may still do: a machine that did it again would have
+ * old data come over new.  Without a connection there is no such server. */
+static int save(struct virtio *v, struct device_state *s, struct error *err)
+{
+	struct blk *b = of(v);
+
+	for (unsigned i = 0; i < b->n_workers; i++) {
+		const struct disk_channel *c = b->worker[i].channel;
+
+		if (v->active && disk_in_flight(c) && disk_is_connected(c))
+			return error_set(err, -EBUSY, "disk %s: the server has not answered %u requests",
+					 v->id, disk_in_flight(c));
+	}
+	return 0;
+}
+
+/* The driver knows the disk: only its size may be another one. */
+static int load(struct virtio *v, const struct device_state *s, struct error *err)
+{
+	struct blk *b = of(v);
+	const size_t size = sizeof(((struct virtio_blk_config *)0)->capacity);
+
+	if (memcmp(s->virtio.config + size, v->config + size, v->config_len - size))
+		return error_set(err, -EINVAL, "disk %s: it has not the blocks of the saved one", v->id);
+	if (b->read_only && !virtio_has(v, VIRTIO_BLK_F_RO))
+		return error_set(err, -EINVAL, "disk %s: it is read-only, the saved one is not", v->id);
+	b->write_through = !virtio_has(v, VIRTIO_BLK_F_FLUSH);
+	for (unsigned i = 0; i < v->n_queues; i++)
+		b->queue[i].redo = v->queue[i].n_taken;
+	return 0;
+}
+
 static const struct virtio_class blk_class = {
 	.name = "virtio-blk-pci", .id = 2, .class_code = { 0, 0, 1 },
-	.activate = activate, .reset = reset, .rest = rest, .refresh = refresh,
+	.activate = activate, .reset = reset, .rest = rest, .refresh = refresh, .save = save,
+	.load = load,
 };
 
 static void resized(void *arg, uint64_t size)

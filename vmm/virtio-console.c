@@ -24,8 +24,6 @@
 #include "vmm/console-int.h"
 
 #define QUEUE_SIZE 128
-#define CONTROL_IN 2u
-#define CONTROL_OUT 3u
 #define NAME_MAX_BYTES 64
 
 /* -- queues; under the lock -------------------------------------------------- */
@@ -39,7 +37,7 @@ static struct queue *usable(struct console *c, unsigned i)
 {
 	struct queue *q = &c->virtio.queue[i];
 
-	return console_may(c) && q->s.enabled && !q->broken ? q : NULL;
+	return console_may(c) && q->s.enabled && !q->s.broken ? q : NULL;
 }
 
 bool console_pop(struct console *c, unsigned i, struct queue_chain *chain)
@@ -150,10 +148,10 @@ static void send_due(struct console *c)
 		while ((len = message_of(p, &m, &bit)) != 0) {
 			size_t done;
 
-			if (!console_pop(c, CONTROL_IN, &chain))
+			if (!console_pop(c, CONSOLE_CONTROL_IN, &chain))
 				return;
 			done = scatter(chain.iov + chain.n_out, chain.n_in, &m, len);
-			console_push(c, CONTROL_IN, chain.head, (uint32_t)done);
+			console_push(c, CONSOLE_CONTROL_IN, chain.head, (uint32_t)done);
 			if (done >= sizeof(m.head))
 				p->due &= ~bit;
 		}
@@ -199,16 +197,16 @@ static void take_messages(struct console *c)
 	unsigned i;
 
 	pthread_mutex_lock(&c->lock);
-	for (i = 0; i < QUEUE_SIZE && console_pop(c, CONTROL_OUT, &chain); i++) {
+	for (i = 0; i < QUEUE_SIZE && console_pop(c, CONSOLE_CONTROL_OUT, &chain); i++) {
 		struct virtio_console_control m;
 
 		if (gather(chain.iov, chain.n_out, &m, sizeof(m)) == sizeof(m))
 			take_message(c, &m);
-		console_push(c, CONTROL_OUT, chain.head, 0);
+		console_push(c, CONSOLE_CONTROL_OUT, chain.head, 0);
 	}
 	pthread_mutex_unlock(&c->lock);
 	if (i == QUEUE_SIZE)
-		ring(c->virtio.doorbell[CONTROL_OUT]);
+		ring(c->virtio.doorbell[CONSOLE_CONTROL_OUT]);
 	console_control(c);
 	for (i = 0; i < CONSOLE_PORTS; i++)
 		console_port_changed(&c->port[i]);
@@ -223,11 +221,11 @@ struct bell {
 
 static void rung(struct console *c, unsigned i)
 {
-	unsigned port = i < CONTROL_IN ? 0 : i / 2 - 1;
+	unsigned port = i < CONSOLE_CONTROL_IN ? 0 : i / 2 - 1;
 
-	if (i == CONTROL_IN)
+	if (i == CONSOLE_CONTROL_IN)
 		console_control(c);
-	else if (i == CONTROL_OUT)
+	else if (i == CONSOLE_CONTROL_OUT)
 		take_messages(c);
 	else if (i == console_in_queue(port))
 		console_port_changed(&c->port[port]);
@@ -327,6 +325,8 @@ static const struct virtio_class console_class = {
 	.activate = console_activate,
 	.reset = console_reset,
 	.rest = console_rest,
+	.save = console_save,
+	.load = console_load,
 };
 
 /* -- life --------------------------------------------------------------------- */

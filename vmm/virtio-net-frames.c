@@ -55,7 +55,7 @@ static bool is_usable(const struct virtio_net *n, unsigned queue)
 {
 	const struct queue *q = &n->v.queue[queue];
 
-	return n->active && !n->resting && !n->broke && q->s.enabled && !q->broken;
+	return n->active && !n->resting && !n->broke && q->s.enabled && !q->s.broken;
 }
 
 static int pop(struct virtio_net *n, unsigned queue, struct queue_chain *c)

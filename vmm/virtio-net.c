@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "vmm/machine.h"
+#include "vmm/state.h"
 #include "vmm/virtio-net-int.h"
 
 #define QUEUE_SIZE 256u			/* QEMU's */
@@ -132,9 +133,22 @@ static void rest(struct virtio *v, enum pci_rest step)
 	wake(n);
 }
 
+static int load(struct virtio *v, const struct device_state *s, struct error *err)
+{
+	struct virtio_net *n = (struct virtio_net *)v;
+
+	if (memcmp(s->virtio.config, v->config, v->config_len))
+		return error_set(err, -EINVAL, "device %s: the saved card has another address or MTU", v->id);
+	pthread_mutex_lock(&n->lock);
+	n->active = n->resting = true;
+	n->broke = n->v.queue[NET_RX].s.broken || n->v.queue[NET_TX].s.broken;
+	pthread_mutex_unlock(&n->lock);
+	return virtio_refuse_taken(v, err);
+}
+
 static const struct virtio_class class = {
 	.name = "virtio-net-pci", .id = 1, .class_code = { 0, 0, 2 },
-	.activate = activate, .reset = reset, .rest = rest,
+	.activate = activate, .reset = reset, .rest = rest, .load = load,
 };
 
 static void set_config(struct virtio *v, const struct net_options *o)

@@ -94,7 +94,7 @@ static void reset(struct virtio *v)
 		queue_defaults(v, &v->queue[i]);
 		drain(v->doorbell[i]);
 	}
-	v->needs_reset = false;
+	v->needs_reset = v->config_news = false;
 }
 
 static void activate(struct virtio *v)
@@ -392,6 +392,20 @@ static void virtio_pci_rest(struct pci_device *d, enum pci_rest step)
 
 	if (v->active)
 		v->class->rest(v, step);
+	if (step == REST_END && v->config_news) {
+		v->config_news = false;
+		virtio_config_changed(v);
+	}
+}
+
+static int virtio_pci_save(struct pci_device *d, struct device_state *s, struct error *err)
+{
+	return virtio_save(of(d), s, err);
+}
+
+static int virtio_pci_load(struct pci_device *d, const struct device_state *s, struct error *err)
+{
+	return virtio_load(of(d), s, err);
 }
 
 /* --- the window in configuration space: registers for who cannot reach the BAR */
@@ -470,7 +484,8 @@ static struct pci_class *pci_class_of(struct virtio *v)
 		.sub_vendor = 0x1af4, .sub_device = 0x1100,
 		.revision = 1, .bar_len = BAR_LEN,
 		.read = virtio_read, .write = virtio_write, .moved = virtio_moved,
-		.reset = virtio_pci_reset, .rest = virtio_pci_rest, .config_access = window,
+		.reset = virtio_pci_reset, .rest = virtio_pci_rest, .save = virtio_pci_save,
+		.load = virtio_pci_load, .config_access = window,
 	};
 	memcpy(v->pci_class.class_code, v->class->class_code, sizeof(v->class->class_code));
 	return &v->pci_class;

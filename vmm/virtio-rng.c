@@ -75,9 +75,19 @@ static void rest(struct virtio *v, enum pci_rest step)
 		ring(v->doorbell[0]);
 }
 
+static int load(struct virtio *v, const struct device_state *s, struct error *err)
+{
+	struct rng *r = of(v);
+
+	pthread_mutex_lock(&r->lock);
+	r->active = r->resting = true;
+	pthread_mutex_unlock(&r->lock);
+	return virtio_refuse_taken(v, err);
+}
+
 static const struct virtio_class rng_class = {
 	.name = "virtio-rng-pci", .id = 4, .class_code = { 0, 0xff, 0 },
-	.activate = activate, .reset = reset, .rest = rest,
+	.activate = activate, .reset = reset, .rest = rest, .load = load,
 };
 
 /* How much of C is random now. */

@@ -15,6 +15,7 @@
 #include "vmm/pci.h"
 #include "vmm/queue.h"
 
+struct device_state;
 struct machine;
 struct virtio;
 
@@ -33,6 +34,10 @@ struct virtio_class {
 	/* The guest is about to read its configuration: brings that up to date, and counts the
 	 * generation when it was not.  NULL: nothing changes by itself. */
 	void (*refresh)(struct virtio *v);
+	/* At rest; may be NULL.  What of the class's own is in S. */
+	int (*save)(struct virtio *v, struct device_state *s, struct error *err);
+	/* Instead of activate(), with the queues loaded: at rest until REST_END.  S is hostile. */
+	int (*load)(struct virtio *v, const struct device_state *s, struct error *err);
 	/* The guest wrote to the device's configuration. */
 	void (*config_written)(struct virtio *v, unsigned off, unsigned len);
 };
@@ -40,11 +45,14 @@ struct virtio_class {
 /* What of a device is saved with the machine, besides its queues and its class's own. */
 struct virtio_state {
 	uint32_t version;		/* 1 */
-	uint64_t acked;			/* features that the driver took */
 	uint8_t status, isr, generation;
-	uint16_t config_vector;
+	uint8_t active, needs_reset;	/* 0 or 1; here and below: in a saved one only */
+	uint64_t acked;			/* features that the driver took */
+	uint16_t config_vector, queue_select;
 	uint32_t feature_select, driver_select;
-	uint16_t queue_select;
+	uint16_t id;			/* the class's */
+	uint16_t n_queues, config_len;
+	uint8_t config[VIRTIO_CONFIG_MAX];
 };
 
 struct virtio {
@@ -62,6 +70,7 @@ struct virtio {
 	uint8_t config[VIRTIO_CONFIG_MAX] __attribute__((aligned(8)));
 	unsigned config_len;
 	bool active;			/* between activate() and reset() */
+	bool config_news;		/* it differs from what was loaded: to be told */
 	bool needs_reset;		/* atomic: set by any thread, DEVICE_NEEDS_RESET */
 	uint8_t cfg_cap;		/* where its VIRTIO_PCI_CAP_PCI_CFG lies */
 	char id[64];			/* the device's id, QEMU's "id" */
@@ -76,6 +85,11 @@ void virtio_interrupt(struct virtio *v, unsigned i);
 void virtio_config_changed(struct virtio *v);
 /* A queue is broken: DEVICE_NEEDS_RESET.  Any thread. */
 void virtio_needs_reset(struct virtio *v);
+/* At rest, with machine->lock held.  virtio_load(): after a reset; -EINVAL: reset it. */
+int virtio_save(struct virtio *v, struct device_state *s, struct error *err);
+int virtio_load(struct virtio *v, const struct device_state *s, struct error *err);
+/* For classes whose requests are done at once: none can be under way. */
+int virtio_refuse_taken(const struct virtio *v, struct error *err);
 /* The driver took feature BIT. */
 static inline bool virtio_has(const struct virtio *v, unsigned bit)
 {

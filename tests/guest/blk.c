@@ -347,10 +347,10 @@ void run_verify(uint64_t ms)
 		longest = took > longest ? took : longest;
 		verify_end(r);
 		n++;
-		if (n % 256 == 0 && inw(0x600) & 0x100)
-			end = 0;
-		if (n % 1024 == 0)
+		if (n % 256 == 0) {
 			say("verified %u\n", n);
+			end = inw(0x600) & 0x100 ? 0 : end;
+		}
 		if (now_us() < end)
 			verify_start(r);
 		else

@@ -424,7 +424,7 @@ static void test_broken_ring(void **state)
 	/* The others still work, and so does this one after a reset. */
 	control(0, VIRTIO_CONSOLE_PORT_READY, 1);
 	device->class->reset(device);
-	device->queue[5].broken = false;
+	device->queue[5].s.broken = false;
 	greet();
 }
 
@@ -437,7 +437,7 @@ static void test_noise(void **state)
 		int fd = round % 3 ? client(round % 2 ? rig.agent : rig.terminal) : -1;
 
 		for (unsigned i = 0; i < CONSOLE_QUEUES; i++)
-			device->queue[i].broken = false;
+			device->queue[i].s.broken = false;
 		driver_ok(round % 4);
 		for (unsigned i = 0; i < CONSOLE_QUEUES * QUEUE_BYTES / 4; i++)
 			((uint32_t *)(memory.base + 0x1000))[i] = rand_r(&seed) & (round % 2 ? 0x3003f : ~0u);
@@ -454,7 +454,7 @@ static void test_noise(void **state)
 		device->class->reset(device);
 	}
 	for (unsigned i = 0; i < CONSOLE_QUEUES; i++)
-		device->queue[i].broken = false;
+		device->queue[i].s.broken = false;
 	greet();
 }
 

@@ -172,7 +172,7 @@ static void test_hostile(void **state)
 
 		start(&r, 8);
 		cases[i].make(&r);
-		if (queue_pop(&r.q, &r.chain) != -EINVAL || !r.q.broken)
+		if (queue_pop(&r.q, &r.chain) != -EINVAL || !r.q.s.broken)
 			fail_msg("%s was taken", cases[i].name);
 		/* It stays broken, whatever is offered next, and says nothing more. */
 		r.avail->idx = r.q.s.next_avail;

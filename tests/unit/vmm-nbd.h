@@ -28,7 +28,9 @@ struct nbd_server {
 	int cut_after;			/* > 0: a connection ends after so many requests, the last
 					 * of them done and not answered */
 	int error;			/* NBD error of every write */
+	int gone;			/* connections end, what was done is not answered */
 	unsigned requests, connections, clients;
+	unsigned stalled;		/* requests that wait for the end of it */
 };
 
 struct nbd_client {
@@ -129,8 +131,15 @@ static bool nbd_serve(struct nbd_client *c, char *buf, unsigned n)
 	else if (!error && (type == 4 || type == 6))
 		memset(s->disk + off, 0, len);
 	pthread_mutex_unlock(&s->lock);
-	while (__atomic_load_n(&s->stall, __ATOMIC_SEQ_CST))
-		usleep(1000);
+	if (__atomic_load_n(&s->stall, __ATOMIC_SEQ_CST)) {
+		__atomic_add_fetch(&s->stalled, 1, __ATOMIC_SEQ_CST);
+		while (__atomic_load_n(&s->stall, __ATOMIC_SEQ_CST) &&
+		       !__atomic_load_n(&s->gone, __ATOMIC_SEQ_CST))
+			usleep(1000);
+		__atomic_sub_fetch(&s->stalled, 1, __ATOMIC_SEQ_CST);
+	}
+	if (__atomic_load_n(&s->gone, __ATOMIC_SEQ_CST))
+		return false;
 	cut = __atomic_load_n(&s->cut_after, __ATOMIC_SEQ_CST);
 	if (cut && n >= (unsigned)cut)
 		return false;
@@ -145,7 +154,7 @@ static void *nbd_client_run(void *arg)
 	char *buf = malloc(32 << 20);
 	unsigned n = 0;
 
-	if (nbd_handshake(c))
+	if (!__atomic_load_n(&c->s->gone, __ATOMIC_SEQ_CST) && nbd_handshake(c))
 		while (nbd_serve(c, buf, ++n))
 			;
 	close(c->fd);

@@ -43,7 +43,8 @@ def test_read_only(world):
     assert "FAIL randwrite: status 1, not 0" in m.serial(), m.serial()
 
 
-def kills(world, times, pause, verify_ms, fmt="raw"):
+def kills(world, times, pause, verify_ms, fmt="raw", most=HANG):
+    """MOST: seconds that a request takes; on a machine of its own it is a tenth of one."""
     s = world.server(fmt=fmt)
     m = world.machine(f"disk=0 depth=16 verify={verify_ms}", s.uri(more="queues=2"))
     m.says("disk 0:")
@@ -54,7 +55,8 @@ def kills(world, times, pause, verify_ms, fmt="raw"):
             s.start()
     text = passes(m, verify_ms / 1000 + 60)
     longest = int(re.search(r"longest (\d+) us", text)[1])
-    assert longest < HANG * 1_000_000, text      # on a machine that has nothing else to do it is a tenth of a second
+    print(f"{times} kills: {re.search('verify .*', text)[0]}")
+    assert longest < most * 1_000_000, text
     assert "connected to" in m.stderr()
 
 
@@ -67,8 +69,16 @@ def test_killed(world, fmt):
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_killed_often(world):
-    """Restarts every 3 s for ten minutes."""
-    kills(world, 200, 3, 600_000, "qcow2")
+    """Restarts every 3 s for ten minutes; back within 2 s."""
+    kills(world, 200, 3, 600_000, "qcow2", most=2)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_killed_fifty_times(world, fmt):
+    """At any moment, soon after it came back."""
+    kills(world, 50, 0.5, 60_000, fmt, most=2)
 
 
 @pytest.mark.parametrize("most", [300, 5000, 500_000])
