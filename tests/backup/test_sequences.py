@@ -6,6 +6,7 @@ import json
 import pytest
 
 from lib import pushes, tools
+from lib.patience import wait_until
 from lib.peer import Peer
 from lib.pushes import K, M, Writer, backup, read_image, wait
 
@@ -72,8 +73,7 @@ def test_libvirt_pull(disk, tmp):
             hi = w.begun
             q.cmd("block-export-add", {"type": "nbd", "id": "libvirt-nbd-vda", "node-name": node, "writable": False, "name": "vda",
                                        **({"bitmaps": [{"node": "libvirt-1-format", "name": "backup-vda"}]} if since else {})})
-            while w.done < hi + 100:
-                pass
+            wait_until(lambda: w.done >= hi + 100 or w.failure)
             for off, data in pulled(disk, "vda", "qemu:dirty-bitmap:backup-vda" if since else None):
                 base[off:off + len(data)] = data
             assert w.find(bytes(base), lo, hi) is not None, (round, lo, hi)
@@ -199,11 +199,15 @@ def test_qmpbackup(disk, tmp):
             assert w.find(read_image(path, "qcow2", SIZE, tmp), lo, hi) is not None, (round, lo, hi)
 
 
-def told(q):
-    """The events of jobs so far, without the pauses that QEMU's drains make."""
-    while not q.silent(0.2):
-        m = q.message()
-        q.events.append(m)
+def told(q, endless):
+    """The events of jobs so far, when every job is gone, waits for something, or is ENDLESS; without the pauses that
+    QEMU's drains make."""
+    def still():
+        jobs = q.cmd("query-block-jobs")
+        held = any(j["status"] == "pending" and not j["auto-finalize"] for j in jobs)
+        return all(j["status"] == "pending" and held or j["status"] == "concluded" and not j["auto-dismiss"] or
+                   j["status"] in ("running", "paused") and j["device"] == endless for j in jobs)
+    wait_until(still)
     out = [(m["event"], m["data"]) for m in q.events if "JOB" in m["event"]]
     q.events.clear()
     return [e for e in out if e[1].get("status") not in ("paused", "running")]
@@ -265,22 +269,17 @@ SCRIPT = [
 
 def play(q):
     """What each command of the script returns, and the events after it."""
-    out = []
+    out, endless = [], None
     for name, args in SCRIPT:
         reply = q.exchange(name, args)
         reply.pop("id")
-        events = told(q)
-        while name in ("blockdev-backup", "transaction") and events and not settled(events, args):
-            events += told(q)
+        if name == "blockdev-backup" and args["sync"] == "none" and "return" in reply:
+            endless = args["job-id"]
+        elif name == "block-job-cancel" and "return" in reply:
+            endless = None
+        events = told(q, endless)
         out.append((name, json.dumps(args), reply, sorted(events, key=lambda e: e[1].get("id", e[1].get("device"))), ))
     return out
-
-
-def settled(events, args):
-    """The job is gone, or waits for something."""
-    if "none" in json.dumps(args):
-        return True
-    return events[-1][1].get("status") in ("null", "pending") or events[-1][0] == "BLOCK_JOB_PENDING"
 
 
 def test_like_qemu(tmp, daemon):

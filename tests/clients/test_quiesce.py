@@ -147,10 +147,13 @@ def test_what_was_said_to_others(guest, noise):
     assert point["quiesced"] and not guest.agent.frozen, said
 
 
-def test_two_at_once(guest):
-    """Of one guest, into two repositories: one after the other."""
+def test_two_at_once(guest, tmp):
+    """Of two disks of one guest: one after the other."""
+    tools.create(tmp / "b.qcow2", 4 << 20)
+    guest.daemon.qmp.cmd("blockdev-add", {"driver": "qcow2", "node-name": "b", "file": {"driver": "file", "filename": str(tmp / "b.qcow2")}})
+    guest.daemon.qmp.cmd("block-export-add", {"type": "nbd", "id": "b", "node-name": "b", "name": "b", "writable": True})
     guest.agent.delay = 0.2
-    runs = [guest.start("--quiesce", to=f"repo{i}") for i in range(2)]
+    runs = [guest.start("--quiesce", disk, to=f"repo-{disk}") for disk in "ab"]
     for p in runs:
         out, said = p.communicate(timeout=HANG)
         assert p.returncode == 0 and json.loads(out)["quiesced"], (out, said)

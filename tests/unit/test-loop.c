@@ -106,7 +106,7 @@ static void long_work(void *arg)
 	struct timespec until;
 
 	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += 10;
+	until.tv_sec += 100;
 	long_ended = sem_timedwait(&second_runs, &until);
 }
 
@@ -144,7 +144,7 @@ static void timers(struct run *r)
 
 	io_sleep(loop_io(r->main), 30000000);
 	t = loop_now() - t;
-	assert_true(t >= 30000000 && t < 3000000000u);
+	assert_true(t >= 30000000 && t < 60000000000u);
 }
 
 static void files(struct run *r)

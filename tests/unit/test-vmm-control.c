@@ -23,7 +23,7 @@
 #include "common/loop.h"
 #include "vmm/control.h"
 
-enum { WAIT_MS = 20000 };
+enum { WAIT_MS = 100000 };
 
 /* -- a dummy machine -------------------------------------------------------- */
 
@@ -156,7 +156,7 @@ static void finish(void)
 	uint64_t begun = loop_now();
 
 	on_loop(end_control);
-	assert_true(loop_now() - begun < 5000000000ull);
+	assert_true(loop_now() - begun < 60000000000ull);
 	assert_int_equal(access(rig->path, F_OK), -1);
 	loop_free(rig->loop);
 	if (rig->server >= 0)

@@ -159,7 +159,7 @@ static void slow(void)
 	}
 	assert_true(is_full());
 	assert_int_equal(n_space, 0);
-	for (unsigned ms = 0; ms < 10000 && is_full(); ms += 50)
+	for (unsigned ms = 0; ms < 100000 && is_full(); ms += 50)
 		wait_ms(50);
 	assert_false(is_full());
 	assert_true(n_space > 0);

@@ -380,7 +380,7 @@ static void test_tap(void **state)
 	assert_int_equal(v[0].fd, -1);
 	has_room = true;
 	n->class->poll(n, true, v, &timeout);
-	assert_int_equal(poll(v, 1, 10000), 1);
+	assert_int_equal(poll(v, 1, 100000), 1);
 	n->class->work(n, v, 1);
 	assert_true(got_len >= NET_FRAME_MIN);
 	n->class->send(n, frame, sizeof(frame));

@@ -81,7 +81,7 @@ static void script(void *arg)
 	must(serial_start(&m, where, &err), &err);
 	must(machine_boot(&m, &err), &err);
 	machine_run(&m);
-	for (unsigned ms = 0; ms < 20000 && !log_has("cpus 2"); ms += 20)
+	for (unsigned ms = 0; ms < 100000 && !log_has("cpus 2"); ms += 20)
 		wait_ms(20);
 	for (unsigned i = 0; i < 5; i++) {
 		machine_pause(&m);
@@ -90,7 +90,7 @@ static void script(void *arg)
 		machine_run(&m);
 		wait_ms(20);
 	}
-	for (unsigned ms = 0; ms < 30000 && !n_events; ms += 20)
+	for (unsigned ms = 0; ms < 100000 && !n_events; ms += 20)
 		wait_ms(20);
 	assert_int_equal(n_events, 1);
 	assert_int_equal(last_event, MACHINE_SHUTDOWN);
