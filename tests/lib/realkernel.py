@@ -190,7 +190,7 @@ class Outer:
             self.proc = subprocess.Popen(
                 ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,+svm", "-m", str(memory), "-smp",
                  str(cpus), "-nodefaults", "-display", "none", "-no-reboot", "-kernel", kernel.image, "-initrd", initrd,
-                 "-append", "console=ttyS0 panic=-1 mitigations=off loglevel=5 tsc=reliable",
+                 "-append", "console=ttyS0 panic=-1 mitigations=off loglevel=5 tsc=reliable no_timer_check",
                  "-serial", f"file:{self.log}", "-serial", f"unix:{port}"],
                 stdin=subprocess.DEVNULL, stdout=err, stderr=err, preexec_fn=die_with_parent)
         listener.settimeout(BOUND)
