@@ -2,7 +2,6 @@
 """QEMU's fleecing sequence: copy-before-write under a live export, snapshot-access read by nbdcopy and qemu-img."""
 
 import os
-import subprocess
 import threading
 
 import nbd

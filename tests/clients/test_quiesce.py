@@ -52,7 +52,7 @@ class Tap(threading.Thread):
                         return
                     if fd is s and BEGIN.encode() in got:
                         self.log.append(BEGIN)
-                        self.gate.wait(60)
+                        self.gate.wait(HANG)
                         self.log.append("begun")
                     (up if fd is s else s).sendall(got)
 

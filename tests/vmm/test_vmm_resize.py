@@ -8,6 +8,7 @@ import pytest
 
 from lib import tools, vmm
 from lib.daemon import disk_args
+from lib.patience import HANG
 
 pytestmark = pytest.mark.merino_only
 SIZE = 16 << 20
@@ -40,7 +41,7 @@ def resize(client, size):
 
 
 def passes(m):
-    m.proc.wait(60)
+    m.proc.wait(HANG)
     assert m.serial().endswith("PASS\n"), m.serial()[-500:] + m.stderr()
     m.ended()
 
@@ -70,7 +71,7 @@ def test_shrunk_under_requests(world):
     m.says("disk 0:")
     resize(m.qmp, SIZE // 4)
     m.says("FAIL randread: status 1, not 0", 60)
-    m.proc.wait(60)
+    m.proc.wait(HANG)
     m.ended()
 
 

@@ -13,8 +13,9 @@ import time
 import pytest
 
 from lib import qmp, tools, vmm
-from lib.daemon import content_of, die_with_parent, disk_args
+from lib.daemon import content_of, die_with_parent, disk_args, wait_unlocked
 from lib.daemon import program as daemon_program
+from lib.patience import HANG
 
 pytestmark = pytest.mark.merino_only
 
@@ -104,7 +105,7 @@ def test_closed_standard_descriptors(tmp):
     """No device takes their place."""
     vmm.need_kvm()
     done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&-', "sh", vmm.program(), "--kernel", vmm.payload(), "--append",
-                           "count=1", "--serial", f"file:{tmp}/serial"], stderr=subprocess.PIPE, timeout=30)
+                           "count=1", "--serial", f"file:{tmp}/serial"], stderr=subprocess.PIPE, timeout=HANG)
     assert done.returncode == 0, done.stderr
     assert (tmp / "serial").read_text().endswith("PASS\n")
 
@@ -123,7 +124,7 @@ def test_off(machine):
 ])
 def test_wrong_options(tmp, option, value, said):
     done = subprocess.run([vmm.program(), "--kernel", vmm.payload(), option, value], capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, timeout=30)
+                          stdin=subprocess.DEVNULL, timeout=HANG)
     assert done.returncode == 1 and said in done.stderr
 
 
@@ -144,7 +145,7 @@ def test_another_user(machine, disk, tmp):
     m.qmp.cmd("system_reset")
     m.wait(lambda: m.serial().count("hang\n") >= 2)
     m.qmp.cmd("quit")
-    assert m.proc.wait(5) == 0, m.stderr()              # its socket stays: the directory is not that user's
+    assert m.proc.wait(HANG) == 0, m.stderr()              # its socket stays: the directory is not that user's
 
 
 # --- all that a machine does
@@ -209,7 +210,7 @@ class Server:
         self.pidfile.unlink(missing_ok=True)
         self.proc = subprocess.Popen(list(map(str, self.argv)), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
                                      preexec_fn=die_with_parent)
-        end = time.monotonic() + 20
+        end = time.monotonic() + HANG
         while not content_of(self.pidfile).strip():
             assert self.proc.poll() is None and time.monotonic() < end
             time.sleep(0.005)
@@ -217,6 +218,7 @@ class Server:
     def kill(self):
         self.proc.kill()
         self.proc.wait()
+        wait_unlocked(self.pidfile.parent)
 
     def end(self):
         self.kill()
@@ -244,7 +246,7 @@ def verifies(m, s, meanwhile=lambda: None):
     meanwhile()
     s.start()
     m.wait(lambda: "connected to" in m.stderr(), 60)
-    assert m.proc.wait(60) == 0, m.stderr()
+    assert m.proc.wait(HANG) == 0, m.stderr()
     assert m.serial().endswith("PASS\n"), m.serial() + m.stderr()
     m.ended()
 
