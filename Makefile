@@ -139,7 +139,7 @@ check-valgrind: deps			## the unit tests and one NBD pass under valgrind
 	@$(MAKE) --no-print-directory programs unit
 	@tests/run-valgrind $(BUILD)
 bench: deps				## side by side with QEMU, nbdkit and nbd-server: ratios
-	@$(MAKE) --no-print-directory programs
+	@$(MAKE) --no-print-directory programs guest
 	@tests/bench/run $(BUILD) $(STEPS)
 lint:					## rules of the house that a machine can check
 	@tests/lint

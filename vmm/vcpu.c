@@ -17,6 +17,7 @@
 
 #include "common/log.h"
 #include "vmm/machine.h"
+#include "vmm/thread.h"
 
 #define KICK (SIGRTMIN + 1)
 
@@ -236,14 +237,11 @@ static int vcpu_make(struct machine *m, unsigned index, struct error *err)
 		return rc;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, 256 << 10);
-	rc = -pthread_create(&v->thread, &attr, vcpu_main, v);
+	snprintf(name, sizeof(name), "vcpu%u", v->index);
+	rc = thread_start(&v->thread, name, &attr, vcpu_main, v);
 	pthread_attr_destroy(&attr);
 	v->started = !rc;
-	if (rc)
-		return error_errno(err, rc, "cannot start a thread for a vCPU");
-	snprintf(name, sizeof(name), "vcpu%u", v->index);
-	pthread_setname_np(v->thread, name);
-	return 0;
+	return rc ? error_errno(err, rc, "cannot start a thread for a vCPU") : 0;
 }
 
 int vcpus_make(struct machine *m, struct error *err)

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "common/checked.h"
+#include "vmm/thread.h"
 
 enum { SPIN_US_MAX = 50, SPIN_US_START = 10, SPIN_REQUESTS = 2 };
 
@@ -332,12 +333,11 @@ int blk_worker_start(struct blk_worker *w, struct error *err)
 		return error_errno(err, -errno, "eventfd");
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = pthread_create(&w->thread, NULL, work, w);
+	rc = thread_start(&w->thread, "disk", NULL, work, w);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (rc)
-		return error_errno(err, -rc, "thread");
+		return error_errno(err, rc, "thread");
 	w->started = true;
-	pthread_setname_np(w->thread, "disk");
 	return 0;
 }
 

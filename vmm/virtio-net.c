@@ -13,6 +13,7 @@
 
 #include "vmm/machine.h"
 #include "vmm/state.h"
+#include "vmm/thread.h"
 #include "vmm/virtio-net-int.h"
 
 #define QUEUE_SIZE 256u			/* QEMU's */
@@ -83,10 +84,10 @@ static int start_thread(struct virtio_net *n)
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	rc = pthread_create(&n->thread, NULL, run, n);
+	rc = thread_start(&n->thread, "net", NULL, run, n);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	n->started = !rc;
-	return -rc;
+	return rc;
 }
 
 static void wake(struct virtio_net *n)

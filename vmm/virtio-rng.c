@@ -19,6 +19,7 @@
 
 #include "common/checked.h"
 #include "vmm/machine.h"
+#include "vmm/thread.h"
 #include "vmm/virtio.h"
 
 enum { RNG_QUEUE_SIZE = 8, RNG_BYTES = 64 << 10, RNG_STACK = 64 << 10 };
@@ -171,10 +172,10 @@ static int start(struct rng *r)
 	pthread_attr_setstacksize(&a, RNG_STACK);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	rc = pthread_create(&r->thread, &a, work, r);
+	rc = thread_start(&r->thread, "rng", &a, work, r);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	pthread_attr_destroy(&a);
-	return -rc;
+	return rc;
 }
 
 int rng_add(struct machine *m, struct rng **out, struct error *err)

@@ -5,6 +5,7 @@
  *	disk-test	every kind of request, right and wrong ones
  *	sectors=N	waits until the disk has so many
  *	depth=N size=N	for the words that follow: requests under way, bytes of each
+ *	pieces=N	in measures: a request's memory is N pieces, which are no neighbours
  *	verify=MS	writes and reads at random, each block with its number and version; ends
  *			sooner when the power button is pressed
  *	ring=N		until the power button: verifies and writes N blocks in turn, so that at any
@@ -20,6 +21,7 @@ enum {
 	S_OK = 0, S_IOERR, S_UNSUPP,
 	F_FLUSH = 9, F_DISCARD = 13, F_ZEROES = 14, F_INDIRECT = 28, F_VERSION_1 = 32,
 	DEPTH_MAX = QUEUE_SIZE / 4, SIZE_MAX_BYTES = 1 << 20, BLOCK = 4096,
+	PIECES_MAX = 128,
 	WAIT_S = 60,			/* for an answer: a server may be gone for a while */
 };
 
@@ -31,6 +33,7 @@ struct request {
 	volatile uint8_t status;
 	bool busy;
 	uint8_t *data;
+	struct desc *table;		/* for pieces */
 	uint64_t block, version, since;
 	bool is_write;
 };
@@ -39,7 +42,8 @@ static struct vdev dev;
 static struct vq vq;
 static struct request *requests;	/* request I uses descriptors 4 I to 4 I + 3 */
 static uint64_t capacity;		/* sectors */
-static uint64_t depth = 1, size = BLOCK;
+static uint64_t depth = 1, size = BLOCK, n_pieces = 1;
+static bool is_cut;
 
 static uint64_t seed = 88172645463325252ull;
 
@@ -70,7 +74,21 @@ static void put(uint16_t i, const volatile void *at, uint32_t len, uint16_t flag
 	vq.desc[i].next = i + 1;
 }
 
-/* Data of LEN bytes at R->data, in one piece. */
+/* One descriptor for a table of all: header, pieces with as much room between them, status. */
+static void put_cut(struct request *r, uint16_t head, uint32_t len, uint16_t write)
+{
+	uint32_t each = len / (uint32_t)n_pieces;
+	struct desc *t = r->table;
+	uint16_t n = 0;
+
+	t[n++] = (struct desc){ (uint64_t)&r->header, 16, DESC_NEXT, 1 };
+	for (uint32_t at = 0; at < len; at += each, n++)
+		t[n] = (struct desc){ (uint64_t)r->data + 2 * at, each, DESC_NEXT | write, n + 1 };
+	t[n++] = (struct desc){ (uint64_t)&r->status, 1, DESC_WRITE, 0 };
+	put(head, t, n * (uint32_t)sizeof(*t), DESC_INDIRECT);
+}
+
+/* Data of LEN bytes at R->data, in one piece unless IS_CUT. */
 static void start(struct request *r, uint32_t type, uint64_t sector, uint32_t len, bool to_guest)
 {
 	uint16_t head = (uint16_t)(4 * (r - requests)), i = head;
@@ -80,6 +98,11 @@ static void start(struct request *r, uint32_t type, uint64_t sector, uint32_t le
 	r->status = 0xff;
 	r->since = now_us();
 	r->busy = true;
+	if (is_cut) {
+		put_cut(r, head, len, to_guest ? DESC_WRITE : 0);
+		vq_offer(&vq, head);
+		return;
+	}
 	put(i++, &r->header, 16, DESC_NEXT);
 	if (len)
 		put(i++, r->data, len, DESC_NEXT | (to_guest ? DESC_WRITE : 0));
@@ -162,6 +185,15 @@ void run_size(uint64_t n)
 	if (n < 512 || n > SIZE_MAX_BYTES || n % 512)
 		fail("size %u", n);
 	size = n;
+}
+
+void run_pieces(uint64_t n)
+{
+	if (n < 1 || n > PIECES_MAX || size % (n * 512) || 2 * size > SIZE_MAX_BYTES)
+		fail("size %u in %u pieces", size, n);
+	for (unsigned i = 0; i < DEPTH_MAX; i++)
+		requests[i].table = requests[i].table ? requests[i].table : take(4096);
+	n_pieces = n;
 }
 
 static void check_data(const char *what, uint32_t len, uint8_t want)
@@ -409,6 +441,7 @@ static void bench(const char *name, uint64_t ms, bool is_write, bool is_random)
 	uint64_t from = now_us(), end = from + ms * 1000, n = 0, under_way = 0, next = 0, us;
 	uint64_t kicks = vq.kicks;
 
+	is_cut = n_pieces > 1;
 	for (; under_way < depth; under_way++)
 		bench_start(&requests[under_way], is_write, is_random, &next);
 	while (under_way) {
@@ -421,6 +454,7 @@ static void bench(const char *name, uint64_t ms, bool is_write, bool is_random)
 		else
 			under_way--;
 	}
+	is_cut = false;
 	us = now_us() - from;
 	say("%s depth %u size %u: %u requests in %u us, %u IOPS, %u MiB/s, %u kicks\n", name, depth,
 	    size, n, us, n * 1000000 / us, n * size / us * 1000000 >> 20, vq.kicks - kicks);

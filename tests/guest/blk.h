@@ -11,6 +11,7 @@ void run_sectors(uint64_t n);
 void run_random(uint64_t n);
 void run_depth(uint64_t n);
 void run_size(uint64_t n);
+void run_pieces(uint64_t n);
 void run_verify(uint64_t ms);
 void run_ring(uint64_t blocks);
 void run_randread(uint64_t ms);

@@ -230,7 +230,8 @@ static const struct word {
 	{ "flood=", run_flood },
 	{ "count=", run_count }, { "hang", run_hang },
 	{ "disk=", run_disk }, { "disk-test", run_disk_test }, { "sectors=", run_sectors },
-	{ "depth=", run_depth }, { "size=", run_size }, { "verify=", run_verify }, { "ring=", run_ring },
+	{ "depth=", run_depth }, { "size=", run_size }, { "pieces=", run_pieces },
+	{ "verify=", run_verify }, { "ring=", run_ring },
 	{ "randread=", run_randread }, { "random", run_random },
 	{ "randwrite=", run_randwrite }, { "seqread=", run_seqread }, { "seqwrite=", run_seqwrite },
 };
