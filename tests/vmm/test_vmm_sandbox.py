@@ -322,10 +322,16 @@ def looks_up(m):
     return any(content_of(t / "comm") == "lookup\n" for t in pathlib.Path(f"/proc/{m.proc.pid}/task").iterdir())
 
 
-def test_reconnects_by_name(machine, server, names):
-    """The file that has the name is another one by then."""
-    s = server(*LISTEN, prefix=names.prefix)
-    m = machine(GUEST, "--disk", "nbd://disk.test/d,queues=1", prefix=names.prefix)
+@pytest.mark.parametrize("tls", [False, True])
+def test_reconnects_by_name(machine, server, names, pki, tls):
+    """The file that has the name is another one by then.  Certificates are read again."""
+    if tls:
+        s = server(*pki.x509_object(), LISTEN[0], LISTEN[1] + ",tls-creds=tls", prefix=names.prefix)
+        uri = f"nbds://localhost/d?tls-certificates={pki.root}/client"
+    else:
+        s = server(*LISTEN, prefix=names.prefix)
+        uri = "nbd://disk.test/d"
+    m = machine(GUEST, "--disk", uri + ",queues=1", prefix=names.prefix)
     verifies(m, s, lambda: names.hosts("127.0.0.1 localhost disk.test"))
 
 
