@@ -330,6 +330,38 @@ def test_signal_while_its_merinod_starts(merino, tmp):
     assert levels(backup(merino, tmp / "a.qcow2")) == dict(a="incremental")
 
 
+def test_what_a_killed_run_leaves(merino, tmp):
+    """Its directory for sockets goes with the next run; one that is young, in use, or no such thing stays."""
+    place = tmp / "runtime"
+    place.mkdir(mode=0o700)
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(place)}
+    writer = tools.create(tmp / "a.qcow2", SIZE)
+    tools.qemu_io(writer, "write -P 7 0 8M")
+    run = subprocess.Popen(merino.argv("backup", "--quiet", "--to", "repo", "--limit=64k", writer), cwd=merino.cwd, env=env,
+                           stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: list(repo(merino).glob(".*.qcow2.partial")))
+    used, = place.iterdir()
+    (place / "merino-serve-abcdef").mkdir(mode=0o700)
+    (place / "merino-abcdef").mkdir(mode=0o755)
+    (place / "merino-ghijkl").mkdir(mode=0o700)
+    (place / "merino-mnopqr").symlink_to(tmp)
+    others = {p for p in place.iterdir() if p != used}
+    for p in used, *others:
+        os.utime(p, (0, 0)) if p.name != "merino-ghijkl" else None
+    tools.create(tmp / "b.qcow2", MIB)
+
+    def another(to):
+        merino.run("backup", "--to", to, tmp / "b.qcow2", env=env)
+        return set(place.iterdir())
+    assert another("repo1") == others | {used}
+    run.kill()
+    run.wait()
+    wait_until(lambda: not any(p.is_socket() for p in used.iterdir()))      # merinod is gone, too
+    os.utime(used, (0, 0))
+    assert another("repo2") == others
+    assert (tmp / "a.qcow2").exists()
+
+
 def test_copy_of_the_repository(live, merino):
     """It has the same id; a run into it must not end the checkpoint of one that is at work in the other."""
     live.libnbd("a").pwrite(os.urandom(4 * MIB), 0)
