@@ -5,11 +5,13 @@
  * (format/qcow2-aside.c): nothing is read, and nothing goes to the log.  A block that stays
  * is noted as kept, at its place in the image's file; a cluster is freed when the last
  * of its blocks is released.  A write that is small, or wants to be durable at once, is
- * not worth new mappings: what it overwrites is saved.
+ * not worth new mappings: what it overwrites is saved.  Nor are those of a guest who flushes
+ * every few of them: each flush would write tables, too, and sync twice.
  */
 #include "backup/view-int.h"
 
-#define ASIDE_MIN (128u << 10)		/* bytes of whole clusters in a write */
+#define ASIDE_MIN (64u << 10)		/* bytes of whole clusters in a write … */
+#define STREAM_MIN (8u << 20)		/* … and of such writes between two flushes */
 #define STEPS 256u			/* of let_go(), at a stroke */
 
 static struct view *view_of(struct qcow2_aside *a)
@@ -59,14 +61,30 @@ static bool shall_move(const struct view *v, uint64_t off)
 	return !v->broken && !v->closing && off + v->aside.cluster <= v->size && has_room(v) && is_whole(v, off);
 }
 
-static bool aside_moves(struct qcow2_aside *a, uint64_t off, uint64_t len, uint64_t *n)
+/* Much is written between flushes: now, or before the last one. */
+static bool is_stream(struct view_aside *a)
 {
-	const struct view *v = view_of(a);
-	bool moves = shall_move(v, off);
+	uint64_t flushes = qcow2_aside_flushes(a->node);
 
-	for (*n = v->aside.cluster; *n < len && shall_move(v, off + *n) == moves;)
-		*n += v->aside.cluster;
-	return moves;
+	if (flushes != a->flushes) {
+		a->flushes = flushes;
+		a->stream = a->since >= STREAM_MIN;
+		a->since = 0;
+	}
+	return a->stream || a->since >= STREAM_MIN;
+}
+
+static bool aside_moves(struct qcow2_aside *ask, uint64_t off, uint64_t len, uint64_t *n)
+{
+	struct view *v = view_of(ask);
+	struct view_aside *a = &v->aside;
+	bool stream = is_stream(a), first = shall_move(v, off);
+
+	for (*n = a->cluster; *n < len && shall_move(v, off + *n) == first;)
+		*n += a->cluster;
+	if (stream || !first)		/* else it is asked again, once it is saved */
+		a->since += *n;
+	return stream && first;
 }
 
 static bool aside_moved(struct qcow2_aside *a, uint64_t off, uint64_t host)
@@ -166,6 +184,8 @@ void view_aside_begin(struct view *v)
 	if (qcow2_aside_set(t->node, &v->aside.ask)) {
 		v->aside.node = t->node;
 		v->aside.cluster = qcow2_cluster_size(t->node);
+		v->aside.flushes = qcow2_aside_flushes(t->node);
+		v->aside.stream = true;
 	}
 }
 

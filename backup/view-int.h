@@ -107,6 +107,8 @@ struct view_aside {
 	uint64_t cluster;		/* bytes */
 	uint64_t held;			/* bytes of clusters that stay */
 	bool no_room;			/* no more of them */
+	uint64_t flushes, since;	/* of the guests; bytes written to whole clusters since the last */
+	bool stream;			/* much was written before that one */
 	uint64_t next;			/* once the view is over: blocks before it are free */
 };
 

@@ -66,6 +66,11 @@ int qcow2_aside_read(struct node *n, void *buf, uint64_t host, size_t len)
 	return is_open(n) ? qcow2_file_read(qcow2_of(n), buf, host, len) : -EIO;
 }
 
+uint64_t qcow2_aside_flushes(const struct node *n)
+{
+	return is_open(n) ? qcow2_of(n)->flush.synced : 0;
+}
+
 void qcow2_aside_free(struct node *n, uint64_t host, uint64_t count)
 {
 	if (is_open(n) && !n->read_only)

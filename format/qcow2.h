@@ -103,6 +103,8 @@ bool qcow2_aside_set(struct node *n, struct qcow2_aside *a);	/* false: it cannot
 bool qcow2_aside_is(const struct node *n, const struct qcow2_aside *a);
 void qcow2_aside_drop(struct node *n, struct qcow2_aside *a);
 int qcow2_aside_read(struct node *n, void *buf, uint64_t host, size_t len);
+/* How often the disk was flushed: a number that changes when it was. */
+uint64_t qcow2_aside_flushes(const struct node *n);
 /* COUNT clusters from HOST on are not wanted any more.  Does not suspend. */
 void qcow2_aside_free(struct node *n, uint64_t host, uint64_t count);
 

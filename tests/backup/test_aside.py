@@ -94,6 +94,27 @@ def test_small_and_odd_writes(daemon, tmp):
     assert tools.content(path) == NEW
 
 
+def test_flushes(daemon, tmp):
+    """Who flushes every few writes has his tables left alone; who stops that is as any other."""
+    path = image(tmp)
+    d = daemon.serve(path)
+    c = checkpoints.begin(d, ["disk"], name="c")
+    g = d.libnbd("disk")
+    length = os.path.getsize(path)
+    for off in range(0, 12 * MIB, MIB):
+        g.pwrite(NEW[off:off + MIB], off)
+        g.flush()
+    assert os.path.getsize(path) < length + 2 * MIB     # the first one: nobody knew
+    g.shutdown()
+    overwrite(d, 12 * MIB)
+    assert os.path.getsize(path) >= length + 13 * MIB   # 8 MiB later
+    assert checkpoints.pull(c, 0) == OLD
+    checkpoints.end(d, "c", success=False)
+    d.stop()
+    tools.check(path)
+    assert tools.content(path) == NEW
+
+
 def test_killed(daemon, tmp):
     """What stayed is leaked then, and the next open frees it."""
     path = image(tmp)

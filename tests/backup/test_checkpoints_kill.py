@@ -38,7 +38,7 @@ class World:
     def write(self, n):
         for _ in range(n):
             k = self.rng.randrange(2)
-            at, size = self.rng.randrange(SIZE // 512 - 128) * 512, self.rng.choice([512, 4 * K, 64 * K])
+            at, size = self.rng.randrange(SIZE // 512 - 512) * 512, self.rng.choice([512, 4 * K, 64 * K, 256 * K])
             data = self.rng.randbytes(16) * (size // 16)
             self.handles[k].pwrite(data, at)
             self.models[k][at:at + size] = data
