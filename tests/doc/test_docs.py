@@ -178,7 +178,7 @@ def test_environment(merinod_page):
     ("nbd-server/conn.h", "REQUEST_PIECE", 1 << 20, "more than {} MiB is served piece by piece"),
     ("nbd-server/conn.h", "RX_SIZE", 1 << 10, "a receive buffer of {} KiB"),
     ("nbd-server/monitor.c", "CLIENTS_MAX", 1, "{} clients for each monitor"),
-    ("nbd-server/monitor.c", "QUEUE_MAX", 1 << 20, "leaves {} MiB of replies and events unread"),
+    ("common/qmp-sender.c", "QUEUE_MAX", 1 << 20, "leaves {} MiB of replies and events unread"),
     ("nbd-server/cmdline.c", "LOOPS_MAX", 1, "over I<N> threads, 1 to {}"),
     ("bitmaps/bitmap.h", "BITMAP_GRANULARITY_MIN", 1, "Granularity {} bytes"),
     ("bitmaps/bitmap.h", "BITMAP_GRANULARITY_MAX", 1 << 30, "to {} GiB"),
