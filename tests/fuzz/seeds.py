@@ -99,6 +99,38 @@ def vmm_blk():
     put("vmm-blk", "bar", b"\x2b\x10\xff\xff\xff\xff\x2c\x10\x2b\x10\xc1\0\0\0" + read + b"\7")
 
 
+def vmm_boot():
+    head = b"\0\0\0\0"
+    note = struct.pack("<III4sI", 4, 4, 18, b"Xen", 0x200000)
+    elf = b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0x200010, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    elf += struct.pack("<IIQQQQQQ", 1, 5, 256, 0x200000, 0x200000, 64, 8192, 4096)
+    elf += struct.pack("<IIQQQQQQ", 4, 4, 64 + 2 * 56, 0, 0, len(note), len(note), 4) + note
+    elf = elf.ljust(320, b"\x90")
+    put("vmm-boot", "elf-pvh", head + elf)
+    put("vmm-boot", "elf-initrd", b"\2\0\x10\0" + elf)
+    put("vmm-boot", "elf-initrd-huge", b"\3" + struct.pack(">Q", 1 << 62) + elf)
+    bz = bytearray(2048)
+    for at, what in ((0x1f1, b"\1"), (0x1fe, b"\x55\xaa\xeb\x66HdrS\x0f\2"), (0x211, b"\1"),
+                     (0x22c, struct.pack("<I", 0x7fffffff)), (0x234, b"\1\0\1\0"), (0x238, struct.pack("<I", 2047)),
+                     (0x258, struct.pack("<QI", 0x100000, 0x10000))):
+        bz[at:at + len(what)] = what
+    put("vmm-boot", "bzimage", head + bytes(bz))
+    put("vmm-boot", "bzimage-initrd", b"\2\0\x10\0" + bytes(bz))
+
+
+def vmm_console():
+    put("vmm-console", "greeting", b"\x03\0\0\1\x03\0\3\1\x03\1\3\1\x03\1\6\1" + b"\0\2\0\x41\2" * 3 + b"\5\1\5\x21")
+    put("vmm-console", "rest", b"\0\1\0\x01\2" + b"\5\0" + b"\x0b\0" + b"\x0b\1\0\4\1" + b"\x0b\2\0\1\7\0\3\2")
+
+
+def vmm_control():
+    put("vmm-control", "queries", b"".join(b'{"execute":"%s","id":%d}\n' % (name.encode(), i) for i, name in enumerate((
+        "query-status", "query-block", "query-cpus-fast", "query-name", "query-commands", "query-version", "stop", "cont",
+        "system_reset", "system_powerdown", "quit", "blockdev-add"))))
+    put("vmm-control", "arguments", b'{"execute":"qom-set","arguments":{"path":"/machine/disk0","property":"drive","value":"x"}}\n')
+    put("vmm-control", "not-negotiated", b'!{"execute":"query-status"}\n{"execute":"qmp_capabilities"}\n[1,2\n')
+
+
 def sh(*argv):
     subprocess.run([str(a) for a in argv], check=True, stdout=subprocess.DEVNULL)
 
@@ -352,5 +384,5 @@ def repo():
 
 
 if __name__ == "__main__":
-    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp, repo, vmm_queue, vmm_blk, vmm_net:
+    for make in keyval, qcow2, bitmaps, crashlog, live, nbd, qmp, repo, vmm_queue, vmm_blk, vmm_net, vmm_boot, vmm_console, vmm_control:
         make()
