@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -274,6 +275,17 @@ def test_another_user_reconnects(machine, server, tmp):
 # --- names, in a network of their own with an /etc of their own
 
 
+NAMESPACE = """
+import fcntl, signal, socket, struct, subprocess, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+fcntl.ioctl(s, 0x8914, struct.pack("16sh14x", b"lo", 1))         # SIOCSIFFLAGS: up
+s.bind(("127.0.0.1", 53))                                       # the name server, which says nothing
+subprocess.run(["mount", "--bind", sys.argv[1], "/etc"], check=True)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
 class Names:
     """A namespace whose /etc we write: files are replaced as an administrator's tools do it, by renaming."""
 
@@ -281,15 +293,15 @@ class Names:
         self.etc = tmp / "etc"
         self.etc.mkdir()
         self.write("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
-        self.write("resolv.conf", "nameserver 192.0.2.1\n")    # on no wire: nobody says that it is not there
+        self.write("resolv.conf", "nameserver 127.0.0.1\n")
         self.write("passwd", "root:x:0:0::/root:/bin/sh\n")
         self.write("group", "root:x:0:\n")
         self.hosts("127.0.0.1 disk.test localhost")
-        script = (f"mount --bind {self.etc} /etc && ip link set lo up && ip route add 192.0.2.1/32 dev lo && "
-                  "echo ready && exec sleep 1000000")
-        self.proc = subprocess.Popen(["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script],
-                                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, preexec_fn=die_with_parent)
-        assert self.proc.stdout.readline() == b"ready\n"
+        self.proc = subprocess.Popen(["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-c", NAMESPACE,
+                                      self.etc], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, preexec_fn=die_with_parent)
+        if self.proc.stdout.readline() != b"ready\n":
+            self.end()
+            pytest.skip("no namespaces here")
         self.prefix = ["nsenter", "--net", "--mount", "-t", str(self.proc.pid)]
 
     def write(self, name, text):
@@ -309,7 +321,6 @@ class Names:
 def names(tmp):
     if os.getuid() != 0:
         pytest.skip("a network of our own takes root")
-    tools.need("unshare"), tools.need("nsenter"), tools.need("ip")
     n = Names(tmp)
     yield n
     n.end()
