@@ -15,7 +15,7 @@ from lib import nbdserver, vmm
 from lib.daemon import REPORT, die_with_parent
 from lib.patience import HANG
 
-pytestmark = [pytest.mark.merino_only, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.merino_only, pytest.mark.timeout(600)]
 
 BIOS = pathlib.Path("/usr/share/seabios")
 MIB = 1 << 20
@@ -41,7 +41,7 @@ def booted(path):
     return struct.unpack_from("<I", path.read_bytes(), BOOTED)[0]
 
 
-def run(argv, timeout=180):
+def run(argv, timeout=500):
     """Status, what is on the serial line, what the programs say."""
     r = subprocess.run([str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                        timeout=timeout, preexec_fn=die_with_parent)

@@ -12,7 +12,7 @@ import pytest
 
 from lib import daemon, grubdisk, realkernel, vmm
 
-pytestmark = [pytest.mark.merino_only, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.merino_only, pytest.mark.timeout(1800)]
 BIOS = "/usr/share/seabios/bios-256k.bin"
 
 TERMINAL = """
@@ -36,7 +36,7 @@ poweroff -f
 
 @pytest.fixture
 def world(tmp):
-    """Boots disks: boot(disk, timeout) is what is on the serial line when the machine has powered off."""
+    """Boots disks: boot(disk) is what is on the serial line when the machine has powered off."""
     if not shutil.which("qemu-system-x86_64"):
         pytest.skip("no qemu-system-x86_64")
     if daemon.sanitized():
@@ -46,7 +46,7 @@ def world(tmp):
     grubdisk.need()
     kernel, machines = realkernel.Kernel(), []
 
-    def boot(disk, timeout, after="true"):
+    def boot(disk, timeout=realkernel.BOUND, after="true"):
         files = realkernel.with_libraries(*(vmm.BUILD / p for p in ("merinod", "merino", "merino-vmm")),
                                           shutil.which("e2fsck"), shutil.which("debugfs"))
         o = realkernel.Outer(tmp, kernel, {**files, BIOS.lstrip("/"): BIOS, "disk.raw": disk})
@@ -68,12 +68,11 @@ def test_grub(world, tmp):
     _, boot = world
     config = TERMINAL.format(output="serial") + "cat /from-outside\necho grub: halts\nhalt\n"
     disk = grubdisk.make(tmp / "disk", {"from-outside": b"hello from a file\n"}, config, 16, ["cat", "halt"])
-    said, _ = boot(disk, 200)
+    said, _ = boot(disk)
     assert "hello from a file\n" in said and "grub: halts" in said, said
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(600)
 def test_debian(world, tmp):
     """GRUB, on the BIOS's own console, loads Debian's kernel, which mounts the disk, writes to it and powers off."""
     kernel, boot = world
@@ -82,7 +81,7 @@ def test_debian(world, tmp):
                                                   "initrd /boot/initrd\nboot\n")
     disk = grubdisk.make(tmp / "disk", {"boot/vmlinuz": kernel.image, "boot/initrd": tmp / "initrd",
                                         "from-outside": b"hello"}, config, 64)
-    said, after = boot(disk, 550, "dd if=/disk.raw of=/root1 bs=1M skip=4 2> /dev/null; e2fsck -fn /root1 && "
+    said, after = boot(disk, 1500, "dd if=/disk.raw of=/root1 bs=1M skip=4 2> /dev/null; e2fsck -fn /root1 && "
                                   "debugfs -R 'cat /from-inside' /root1")
     assert "guest: hello: BOOT_IMAGE=/boot/vmlinuz root=/dev/vda1" in said and "guest: end" in said, said
     assert not re.search(r"guest: error|Oops|Call Trace", said), said
