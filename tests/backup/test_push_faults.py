@@ -222,8 +222,9 @@ def test_none_is_whole_when_it_is_cancelled(daemon, tmp, server, stopped):
     if not stopped:
         t = nbd.NBD()
         t.connect_unix(server[1]["server"]["path"])
+        before = pattern.block(3, SIZE)
         for off in offsets:
-            assert bytes(t.pread(4096, off)) == pattern.block(3, SIZE)[off:off + 4096]
+            assert bytes(t.pread(4096, off)) == before[off:off + 4096]
         t.shutdown()
     server[0].send_signal(signal.SIGCONT)
     rig.gone()
