@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "backup/copier-int.h"
 #include "copier-rig.h"
 
 static struct copier *copier_for(struct disk *s, struct disk *t, struct copier_options o)
@@ -220,6 +221,41 @@ static void test_some(void **state)
 		in_loop(some);
 }
 
+/* Short runs are read without a look at the map; what is zero in them is stored as zeroes. */
+static void scattered(void)
+{
+	struct disk s, t;
+	struct copier *c;
+
+	disk_make(&s, 16 << 20, true);
+	disk_make(&t, 16 << 20, true);
+	memset(s.data, 5, s.node.size);
+	memset(s.held, 1, s.node.size / BLOCK);
+	memset(t.data, 7, t.node.size);
+	memset(t.held, 1, t.node.size / BLOCK);
+	memset(s.data + (8 << 20), 0, 8 << 20);
+	memset(s.held + (8 << 20) / BLOCK, 0, (8 << 20) / BLOCK);
+	c = copier_for(&s, &t, (struct copier_options){ 0 });
+	for (uint64_t off = 0; off < s.node.size; off += 256 * K)
+		copier_add(c, off, 64 * K);
+	run_ok(c);
+	assert_int_equal(s.maps, 0);
+	assert_int_equal(s.read_bytes, 64 * 64 * K);
+	assert_int_equal(t.write_bytes, 32 * 64 * K);
+	assert_int_equal(t.zero_bytes, 32 * 64 * K);
+	for (uint64_t i = 0; i < t.node.size; i++)
+		assert_int_equal(t.data[i], i % (256 * K) < 64 * K ? s.data[i] : 7);
+	copier_free(c);
+	disk_done(&s);
+	disk_done(&t);
+}
+
+static void test_scattered(void **state)
+{
+	in_loop(scattered);
+	scattered();
+}
+
 /* -- fed while it runs ---------------------------------------------------------------------- */
 
 static struct {
@@ -381,13 +417,14 @@ static void test_errors(void **state)
 static struct {
 	struct disk s, t;
 	struct copier *c;
+	uint64_t speed;
 	int rc;
 	bool ended;
 } work;
 
 static int work_run(struct job *j, struct error *err)
 {
-	struct copier_options o = { .job = j, .max_chunk = 64 * K };
+	struct copier_options o = { .job = j, .max_chunk = 64 * K, .speed = work.speed };
 
 	work.c = copier_for(&work.s, &work.t, o);
 	copier_add(work.c, 0, work.s.node.size);
@@ -398,7 +435,7 @@ static int work_run(struct job *j, struct error *err)
 
 static const struct job_driver driver = { .type = "backup", .run = work_run };
 
-static struct job *work_start(uint64_t size, uint64_t wait_ns)
+static struct job *work_start(uint64_t size, uint64_t wait_ns, uint64_t speed)
 {
 	struct error err = ERROR_INIT;
 	struct job *j;
@@ -409,6 +446,7 @@ static struct job *work_start(uint64_t size, uint64_t wait_ns)
 	disk_fill(&work.s, 256);
 	work.s.waits = work.t.waits = 2;
 	work.s.wait_ns = work.t.wait_ns = wait_ns;
+	work.speed = speed;
 	j = job_new(&driver, "j", loop_self(), NULL, &err);
 	if (!j)
 		fail_msg("%s", err.text);
@@ -431,7 +469,7 @@ static void cancels(void)
 {
 	for (int i = 0; i < 25; i++) {
 		struct error err = ERROR_INIT;
-		struct job *j = work_start(8 << 20, 300000);
+		struct job *j = work_start(8 << 20, 300000, 0);
 
 		io_sleep(work.s.node.io, rnd(3000000));
 		if (job_list())
@@ -444,10 +482,11 @@ static void cancels(void)
 static void pauses(void)
 {
 	struct error err = ERROR_INIT;
-	struct job *j = work_start(16 << 20, 300000);
+	struct job *j = work_start(16 << 20, 300000, 64 << 20);
 	uint64_t done;
 
-	io_sleep(work.s.node.io, 2000000);
+	while (!j->current)
+		io_sleep(work.s.node.io, 10000);
 	assert_int_equal(job_user_pause(j, &err), 0);
 	while (j->status != JOB_PAUSED)
 		io_sleep(work.s.node.io, 100000);
@@ -457,6 +496,7 @@ static void pauses(void)
 	assert_int_equal(j->total, work.s.node.size);
 	io_sleep(work.s.node.io, 20000000);
 	assert_int_equal(j->current, done);
+	copier_set_speed(work.c, 0);
 	assert_int_equal(job_user_resume(j, &err), 0);
 	while (!work.ended)
 		io_sleep(work.s.node.io, 100000);
@@ -468,13 +508,14 @@ static void pauses(void)
 /* A byte a second: nothing more is begun, until the limit is lifted. */
 static void speeds(void)
 {
-	struct job *j = work_start(4 << 20, 100000);
+	struct job *j = work_start(4 << 20, 100000, 64 << 20);
 	uint64_t done;
 
-	while (!work.c)
+	while (!j->current)
 		io_sleep(work.s.node.io, 10000);
 	copier_set_speed(work.c, 1);
-	io_sleep(work.s.node.io, 20000000);
+	while (work.c->busy || work.c->next_ns < loop_now() + 1000000000000)	/* one may still begin */
+		io_sleep(work.s.node.io, 10000);
 	done = j->current;
 	io_sleep(work.s.node.io, 30000000);
 	assert_int_equal(j->current, done);
@@ -554,7 +595,7 @@ int main(void)
 		cmocka_unit_test(test_holes),
 		cmocka_unit_test(test_one_layer),
 		cmocka_unit_test(test_huge),
-		cmocka_unit_test(test_some),
+		cmocka_unit_test(test_some), cmocka_unit_test(test_scattered),
 		cmocka_unit_test(test_fed),
 		cmocka_unit_test(test_errors),
 		cmocka_unit_test(test_jobs),
