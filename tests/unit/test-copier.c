@@ -471,6 +471,8 @@ static void cancels(void)
 		struct error err = ERROR_INIT;
 		struct job *j = work_start(8 << 20, 300000, 0);
 
+		while (!work.c)		/* cancelled before, it would never run */
+			io_sleep(work.s.node.io, 10000);
 		io_sleep(work.s.node.io, rnd(3000000));
 		if (job_list())
 			job_user_cancel(j, &err);
