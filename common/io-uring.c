@@ -235,7 +235,10 @@ static ssize_t uring_pread_now(struct io_file *f, void *buf, size_t len, uint64_
 	struct iovec v = { .iov_base = buf, .iov_len = len };
 	ssize_t n = preadv2(f->fd, &v, 1, (off_t)off, RWF_NOWAIT);
 
-	return n < 0 ? -errno : n;
+	if (n >= 0)
+		return n;
+	f->no_nowait_read |= errno == EOPNOTSUPP;
+	return -errno;
 }
 
 static ssize_t uring_pread_ring(struct loop *l, struct io_file *f, char *buf, size_t len,
@@ -265,7 +268,7 @@ static ssize_t uring_pread(struct io_file *f, void *buf, size_t len, uint64_t of
 	struct loop *l = uring_loop(f->io);
 	ssize_t now = 0, rest;
 
-	if (!f->direct) {
+	if (!f->direct && !f->no_nowait_read) {
 		now = uring_pread_now(f, buf, len, off);
 		if (now == (ssize_t)len)
 			return now;

@@ -51,7 +51,8 @@ struct io_file {
 	unsigned refs;		/* the loop's thread only */
 	uint32_t align;		/* 1 when buffered; the logical block size when direct */
 	bool writable, direct, is_block_device;
-	bool no_nowait_write;	/* the file system refused RWF_NOWAIT writes */
+	bool no_nowait_read;	/* the file system refused RWF_NOWAIT reads (tmpfs), */
+	bool no_nowait_write;	/* or writes */
 	bool no_inline_write;	/* its writes are large and nobody waits for them */
 	bool no_punch, no_zero_range;	/* the file system refused these once */
 	uint8_t map_strikes;		/* io-uring.c: inline maps that were slow, lately */
