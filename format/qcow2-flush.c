@@ -369,6 +369,7 @@ static void give_back(struct qcow2 *s, uint64_t host, uint64_t count)
 		}
 		if (qcow2_unref_now(s, host, n))
 			return;
+		s->flush.given += n;
 		host += n << s->cluster_bits;
 		count -= n;
 		if (count && co_self())

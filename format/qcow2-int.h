@@ -171,6 +171,7 @@ struct qcow2_flush {
 	struct co_queue waiters;
 	struct host_runs freed;		/* no table in memory refers to them any more */
 	struct host_runs cleared;	/* ... and no table handed to the file, which is not durable yet */
+	uint64_t given;			/* clusters that were given back since the image was opened */
 	struct co_mutex refcount_io;	/* held while refcount slices are written */
 };
 
@@ -459,8 +460,9 @@ extern const uint8_t qcow2_zeroes[65536];
 
 /* On a full disk, what was discarded is given back before a guest that wants to use the
  * space is refused, and so is what a view holds: the tables without it become durable, then
- * the clusters go.  True: it is worth another try. */
-bool qcow2_gives_back(struct qcow2 *s);
+ * the clusters go.  GIVEN: what flush.given was before the first try.  True: it is worth
+ * another one. */
+bool qcow2_gives_back(struct qcow2 *s, uint64_t given);
 
 /* qcow2-aside.c; only while S->aside is set */
 /* Before R, which was found at OFF, is written to: shortens it to what is alike.  1: its

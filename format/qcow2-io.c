@@ -453,19 +453,27 @@ static int write_runs(struct qcow2 *s, const void *buf, uint64_t off, size_t len
 	return rc;
 }
 
-bool qcow2_gives_back(struct qcow2 *s)
+/* Others may be at it, or have done it since the write began. */
+bool qcow2_gives_back(struct qcow2 *s, uint64_t given)
 {
+	int rc = 0;
+
 	if (s->aside)
 		s->aside->no_room(s->aside, true);
-	return (s->flush.freed.n || s->flush.cleared.n) && !qcow2_flush_all(s) && !qcow2_flush_all(s);
+	qcow2_flush_idle(s);
+	if (s->flush.freed.n || s->flush.cleared.n)
+		rc = qcow2_flush_all(s) ?: qcow2_flush_all(s);
+	qcow2_flush_idle(s);		/* whose flush it was gives back behind it */
+	return !rc && s->flush.given != given;
 }
 
 int qcow2_write(struct node *n, const void *buf, uint64_t off, size_t len, unsigned flags)
 {
 	struct qcow2 *s = qcow2_of(n);
+	uint64_t given = s->flush.given;
 	int rc = write_runs(s, buf, off, len, flags);
 
-	if (__builtin_expect(rc == -ENOSPC, 0) && qcow2_gives_back(s))
+	if (__builtin_expect(rc == -ENOSPC, 0) && qcow2_gives_back(s, given))
 		rc = write_runs(s, buf, off, len, flags);
 	return rc;
 }

@@ -335,9 +335,10 @@ static int zero_all(struct qcow2 *s, uint64_t off, uint64_t len, unsigned flags)
 int qcow2_zero(struct node *n, uint64_t off, uint64_t len, unsigned flags)
 {
 	struct qcow2 *s = qcow2_of(n);
+	uint64_t given = s->flush.given;
 	int rc = zero_all(s, off, len, flags);
 
-	if (__builtin_expect(rc == -ENOSPC, 0) && qcow2_gives_back(s))
+	if (__builtin_expect(rc == -ENOSPC, 0) && qcow2_gives_back(s, given))
 		rc = zero_all(s, off, len, flags);
 	return rc;
 }

@@ -176,6 +176,35 @@ def test_no_room_for_the_guest(daemon, tmp, kind):
         assert after[8 * MIB:11 * MIB] == NEW[8 * MIB:11 * MIB]
 
 
+@pytest.mark.parametrize("discard", ["unmap", "ignore"])
+def test_no_room_for_many(daemon, tmp, discard):
+    """The same for writes beside each other: those that come while clusters are given back wait for them."""
+    path = tools.create(tmp / "disk.qcow2", 32 * MIB, cluster_size="4k")
+    d = daemon.serve(path)
+    g = d.libnbd("disk")
+    g.pwrite(OLD[:16 * MIB], 0)
+    g.shutdown()
+    d.stop()
+    d = daemon.start(*[a.replace("discard=unmap", f"discard={discard}") for a in limited(tmp, path, 12 * MIB)])
+    c = checkpoints.begin(d, ["disk"], name="c")
+    overwrite(d, 0, 16 * MIB)
+    assert view(d)["stored"] > 8 * MIB
+    g = d.libnbd("disk")
+    piece = 64 << 10
+    cookies = [g.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(NEW[off:off + piece])), off)
+               for off in range(16 * MIB, 24 * MIB, piece)]
+    while g.aio_in_flight():
+        g.poll(-1)
+    for cookie in cookies:
+        assert g.aio_command_completed(cookie)
+    g.shutdown()
+    assert is_lost(d, c)
+    checkpoints.end(d, "c", success=False)
+    d.stop()
+    tools.check(path)
+    assert tools.content(path)[:24 * MIB] == NEW[:24 * MIB]
+
+
 def test_stopped(daemon, tmp):
     """An image that is closed has no leaks, even if it was read as it was."""
     path = image(tmp)
