@@ -203,3 +203,17 @@ int agent_call(struct agent *a, const char *command, unsigned seconds, struct js
 	json_object_put(o);
 	return rc;
 }
+
+int agent_check_thawed(struct agent *a, unsigned seconds, struct error *err)
+{
+	struct json_object *ret = NULL;
+	int rc = agent_call(a, "guest-fsfreeze-status", seconds, &ret, err);
+	const char *text = json_object_is_type(ret, json_type_string) ? json_object_get_string(ret) : "";
+
+	if (rc == 0 && !strcmp(text, "frozen"))
+		rc = error_set(err, -EBUSY, "somebody else has frozen the guest");
+	else if (rc == 0 && strcmp(text, "thawed"))
+		rc = error_set(err, -EPROTO, "the guest agent: no answer that could be understood");
+	json_object_put(ret);
+	return rc;
+}

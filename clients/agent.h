@@ -21,4 +21,7 @@ void agent_close(struct agent *a);	/* NULL is fine */
 int agent_call(struct agent *a, const char *command, unsigned seconds, struct json_object **ret,
 	       struct error *err);
 
+/* 0: nobody has frozen the guest, so it is ours to freeze, and to thaw.  -EBUSY: somebody has. */
+int agent_check_thawed(struct agent *a, unsigned seconds, struct error *err);
+
 #endif

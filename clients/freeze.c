@@ -2,13 +2,15 @@
 /* freeze: merino freeze and thaw: a guest's file systems come to rest, for a while.
  *
  * A guest that stays frozen is worse than a backup that is not quiesced.  So before it is
- * frozen a guard is there: a process of its own that thaws it when its time is over,
- * whatever became of us, and goes on trying while the machine runs.  The file "frozen" in
- * the run directory is the guard's order: who removes it relieves the guard.
+ * frozen a guard is there: a process of its own that thaws it when its time is over, when it is
+ * told to end, and when we are gone before we could say that the guest is frozen; and goes on
+ * trying while the machine runs.  The file "frozen" in the run directory is the guard's order:
+ * who removes it relieves the guard.  A guest that somebody else has frozen is left alone.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <json-c/json.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +24,7 @@
 #include "clients/vm.h"
 #include "common/log.h"
 
-enum { OPT_LIMIT = CLI_LONG, NAP_NS = 100000000, GUARD_CALL_S = 10, GUARD_RETRY_S = 1 };
+enum { OPT_LIMIT = CLI_LONG, NAP_MS = 100, GUARD_CALL_S = 10, GUARD_RETRY_S = 1 };
 
 struct freeze {
 	const char *base;
@@ -30,6 +32,7 @@ struct freeze {
 	struct vm vm;
 	char agent[PATH_MAX], order[PATH_MAX];
 	struct timespec given;		/* when the order that is ours was made; inodes come again */
+	int posted;			/* to the guard: a byte when the guest is frozen; its end: too early */
 };
 
 static const struct cli_option freeze_table[] = {
@@ -152,16 +155,40 @@ static int thaw(const struct freeze *f, unsigned timeout, int64_t *count, struct
 	return rc;
 }
 
-static void guard(const struct freeze *f)
+static volatile sig_atomic_t told_to_end;
+
+static void end_early(int signo)
 {
-	const struct timespec nap = { .tv_nsec = NAP_NS }, retry = { .tv_sec = GUARD_RETRY_S };
+	(void)signo;
+	told_to_end = true;
+}
+
+/* Until its time is over, or comes early. */
+static void keep_watch(const struct freeze *f, int from)
+{
 	uint64_t until = progress_now() + f->limit * 1000000000ull;
-	struct error err = ERROR_INIT;
+	struct pollfd p = { .fd = from, .events = POLLIN };
+
+	while (order_stands(f) && progress_now() < until && !told_to_end) {
+		char frozen;
+
+		if (poll(&p, 1, NAP_MS) <= 0)
+			continue;
+		if (read(from, &frozen, 1) != 1)
+			return;		/* who has asked for it does not know that it is frozen */
+		p.fd = -1;
+	}
+}
+
+static void guard(const struct freeze *f, int from)
+{
+	const struct timespec retry = { .tv_sec = GUARD_RETRY_S };
 	int64_t n;
 
-	while (order_stands(f) && progress_now() < until)
-		nanosleep(&nap, NULL);
+	keep_watch(f, from);
 	while (order_stands(f) && vm_runs(&f->vm)) {
+		struct error err = ERROR_INIT;
+
 		if (thaw(f, GUARD_CALL_S, &n, &err) == 0)
 			relieve(f);
 		else
@@ -169,71 +196,111 @@ static void guard(const struct freeze *f)
 	}
 }
 
-/* The port takes one client at a time, so the guard keeps nothing of our conversation. */
-static int post_guard(const struct freeze *f, struct agent *a, struct error *err)
+/* It has nothing of ours: neither the conversation, for the port takes one client at a time,
+ * nor a lock or a pipe of a caller's. */
+static _Noreturn void become_guard(const struct freeze *f, int from)
 {
-	pid_t pid = fork();
+	const struct sigaction end = { .sa_handler = end_early };
 	int null;
 
-	if (pid < 0)
-		return error_errno(err, -errno, "fork");
-	if (pid > 0)
-		return 0;
-	agent_close(a);
 	setsid();
+	sigaction(SIGTERM, &end, NULL);
 	signal(SIGINT, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);
-	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	signal(SIGPIPE, SIG_IGN);
+	from = fcntl(from, F_DUPFD, 4);
+	null = open("/dev/null", O_RDWR);
 	for (int fd = 0; fd < 3; fd++)
 		dup2(null, fd);
-	guard(f);
+	if (dup2(from, 3) < 0)
+		_exit(1);
+	close_range(4, ~0u, 0);
+	guard(f, 3);
 	_exit(0);
+}
+
+static int post_guard(struct freeze *f, struct error *err)
+{
+	int pair[2];
+	pid_t pid;
+
+	if (pipe2(pair, O_CLOEXEC) < 0)
+		return error_errno(err, -errno, "pipe");
+	f->posted = pair[1];
+	pid = fork();
+	if (pid == 0) {
+		close(pair[1]);
+		become_guard(f, pair[0]);
+	}
+	close(pair[0]);
+	return pid < 0 ? error_errno(err, -errno, "fork") : 0;
 }
 
 /* -- the verbs -------------------------------------------------------------------- */
 
-static int freeze(struct freeze *f, int64_t *count, struct error *err)
+/* The guard is there. */
+static int ask(struct freeze *f, struct agent *a, int64_t *count, struct error *err)
 {
 	struct json_object *ret = NULL;
+	int rc = agent_call(a, "guest-fsfreeze-freeze", f->limit, &ret, err);
+
+	if (rc == 0 && !json_object_is_type(ret, json_type_int))
+		rc = error_set(err, -EPROTO, "the guest agent: no answer that could be understood");
+	*count = rc ? 0 : json_object_get_int64(ret);
+	json_object_put(ret);
+	if (rc == 0 && write(f->posted, "", 1) != 1)
+		rc = error_set(err, -ECHILD, "the process that was to thaw the guest is gone");
+	return rc;
+}
+
+/* It may be half frozen, or about to be. */
+static void undo(struct freeze *f)
+{
+	struct error err = ERROR_INIT;
+	int64_t n;
+
+	if (thaw(f, f->timeout, &n, &err) == 0)
+		relieve(f);
+	else
+		log_warning("%s; a process that stays behind goes on trying to thaw it", err.text);
+}
+
+static int freeze(struct freeze *f, int64_t *count, struct error *err)
+{
 	struct agent *a = NULL;
-	int64_t none;
 	int rc = agent_open(f->agent, f->timeout, &a, err);
 
 	if (rc == 0)
 		rc = give_order(f, err);
-	if (rc == 0) {
-		rc = post_guard(f, a, err);
-		if (rc == 0)
-			rc = agent_call(a, "guest-fsfreeze-freeze", f->limit, &ret, err);
-		if (rc == 0 && !json_object_is_type(ret, json_type_int))
-			rc = error_set(err, -EPROTO, "the guest agent: no answer that could be understood");
-		if (rc == 0)
-			*count = json_object_get_int64(ret);
+	if (rc < 0) {
 		agent_close(a);
-		a = NULL;
-		if (rc < 0) {		/* it may be half frozen, or about to be */
-			struct error later = ERROR_INIT;
-
-			if (thaw(f, f->timeout, &none, &later) == 0)
-				relieve(f);
-			else
-				log_warning("%s; the guard goes on trying to thaw it", later.text);
-		}
+		return rc;
 	}
+	rc = agent_check_thawed(a, f->timeout, err);
+	if (rc == 0)
+		rc = post_guard(f, err);
+	if (rc < 0) {
+		relieve(f);
+		agent_close(a);
+		return rc;
+	}
+	rc = ask(f, a, count, err);
 	agent_close(a);
-	json_object_put(ret);
+	if (rc < 0)
+		undo(f);
 	return rc;
 }
 
 int freeze_main(int argc, char **argv)
 {
-	struct freeze f = { .limit = 60, .timeout = 10 };
+	struct freeze f = { .limit = 60, .timeout = 10, .posted = -1 };
 	struct error err = ERROR_INIT;
 	int code = parse(&f, freeze_table, argc, argv);
 	int64_t n = 0;
 
 	if (code >= 0)
 		return code;
+	signal(SIGPIPE, SIG_IGN);	/* a guard that was killed */
 	if (freeze(&f, &n, &err) < 0) {
 		log_error("%s", err.text);
 		return EXIT_FAILURE;

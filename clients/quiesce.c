@@ -102,21 +102,6 @@ static bool hook(const struct guard *g, const char *which, const char *command)
 	return false;
 }
 
-/* "thawed", else it is not for us. */
-static int check_status(struct guard *g, unsigned seconds, struct error *err)
-{
-	struct json_object *ret = NULL;
-	int rc = agent_call(g->agent, "guest-fsfreeze-status", seconds, &ret, err);
-	const char *text = json_object_is_type(ret, json_type_string) ? json_object_get_string(ret) : "";
-
-	if (rc == 0 && !strcmp(text, "frozen"))
-		rc = error_set(err, -EBUSY, "somebody else has frozen the guest");
-	else if (rc == 0 && strcmp(text, "thawed"))
-		rc = error_set(err, -EPROTO, "the guest agent: no answer that could be understood");
-	json_object_put(ret);
-	return rc;
-}
-
 static int call_for_count(struct guard *g, const char *command, unsigned seconds, int64_t *n, struct error *err)
 {
 	struct json_object *ret = NULL;
@@ -141,7 +126,7 @@ static bool freeze(struct guard *g)
 	int rc = agent_open(g->c->agent, patience(g->c), &g->agent, &err);
 
 	if (rc == 0)
-		rc = check_status(g, patience(g->c), &err);
+		rc = agent_check_thawed(g->agent, patience(g->c), &err);
 	if (rc == 0) {
 		g->asked = true;
 		g->until = progress_now() + limit * 1000000000ull;

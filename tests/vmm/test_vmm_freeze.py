@@ -1,85 +1,46 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """merino freeze and thaw, with a guest agent that is slow, dumb, hostile or well.  No machine: its directory."""
 
-import contextlib
 import fcntl
-import json
 import os
+import pathlib
+import select
 import signal
-import socket
 import subprocess
-import threading
 import time
 
 import pytest
 
 from lib import vmm
+from lib.agent import Agent
 from lib.daemon import die_with_parent
 from lib.patience import HANG, wait_until as wait
 
 pytestmark = pytest.mark.merino_only
 
 MERINO = str(vmm.BUILD / "merino")
+SYNC, STATUS, FREEZE, THAW = "guest-sync-delimited", "guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"
 
 
-class Agent(threading.Thread):
-    """Answers as qemu-ga does, unless told otherwise; .log has the commands."""
+class Machine(Agent):
+    """The directory of a machine that runs, and its agent."""
 
     def __init__(self, base, name="vm1"):
-        super().__init__(daemon=True)
         self.dir = base / name
         self.dir.mkdir(parents=True)
         base.chmod(0o700)
         self.lock = open(self.dir / "lock", "w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(self.dir / "agent"))
-        self.listener.listen(4)
-        self.log, self.frozen, self.dumb, self.prefix, self.errors, self.delay = [], 0, False, b"", {}, 0
-        self.start()
-
-    def run(self):
-        while True:
-            try:
-                s, _ = self.listener.accept()
-            except OSError:
-                return
-            with s, contextlib.suppress(OSError):
-                self.serve(s)
-
-    def serve(self, s):
-        buffer = b""
-        s.sendall(self.prefix)
-        while True:
-            got = s.recv(4096)
-            if not got:
-                return
-            buffer += got.replace(b"\xff", b"")
-            while b"\n" in buffer:
-                line, _, buffer = buffer.partition(b"\n")
-                answer = self.answer(json.loads(line))
-                if not self.dumb:
-                    s.sendall(answer)
-
-    def answer(self, request):
-        name = request["execute"]
-        self.log.append(name)
-        if name == "guest-sync-delimited":
-            return b"\xff" + json.dumps({"return": request["arguments"]["id"]}).encode() + b"\n"
-        if name in self.errors:
-            return json.dumps({"error": {"class": "GenericError", "desc": self.errors[name]}}).encode() + b"\n"
-        time.sleep(self.delay)
-        self.frozen = 3 if name == "guest-fsfreeze-freeze" else 0
-        return b'{"return": 3}\n'
+        super().__init__(self.dir / "agent")
 
     def end(self):
-        self.listener.shutdown(socket.SHUT_RDWR)
+        super().end()
         self.lock.close()
 
 
 @pytest.fixture
 def agent(tmp):
-    a = Agent(tmp / "run")
+    a = Machine(tmp / "run")
     yield a
     a.end()
 
@@ -92,7 +53,7 @@ def merino(tmp, verb, *args, **kw):
 def test_freeze_and_thaw(agent, tmp):
     done = merino(tmp, "freeze", "--limit", "30")
     assert (done.returncode, done.stdout) == (0, "vm1: 3 file systems are frozen, for 30 s at most\n"), done.stderr
-    assert agent.frozen and agent.log == ["guest-sync-delimited", "guest-fsfreeze-freeze"]
+    assert agent.frozen and agent.log == [SYNC, STATUS, FREEZE]
     again = merino(tmp, "freeze")
     assert again.returncode == 1 and "vm1 is frozen already" in again.stderr and agent.frozen
     done = merino(tmp, "thaw")
@@ -102,53 +63,82 @@ def test_freeze_and_thaw(agent, tmp):
 
 def test_the_limit(agent, tmp):
     assert merino(tmp, "freeze", "--limit", "1").returncode == 0
-    assert agent.log[:2] == ["guest-sync-delimited", "guest-fsfreeze-freeze"]
-    wait(lambda: "guest-fsfreeze-thaw" in agent.log and not agent.frozen and not (agent.dir / "frozen").exists())
+    assert agent.log[:3] == [SYNC, STATUS, FREEZE]
+    wait(lambda: THAW in agent.log and not agent.frozen and not (agent.dir / "frozen").exists())
 
 
 def test_the_guard_tries_again(agent, tmp):
-    agent.errors["guest-fsfreeze-thaw"] = "not now"
+    agent.errors[THAW] = "not now"
     assert merino(tmp, "freeze", "--limit", "1").returncode == 0
-    wait(lambda: agent.log.count("guest-fsfreeze-thaw") >= 2)
+    wait(lambda: agent.log.count(THAW) >= 2)
     assert agent.frozen
     agent.errors.clear()
     wait(lambda: not agent.frozen and not (agent.dir / "frozen").exists())
 
 
-def test_killed_in_the_middle(agent, tmp):
-    """kill -9 while the agent freezes: the guard thaws."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda s: s.name)
+def test_killed_in_the_middle(agent, tmp, how):
+    """While the agent freezes: the guard does not wait for an hour."""
     agent.delay = 1
-    p = subprocess.Popen([MERINO, "freeze", "--run-dir", str(tmp / "run"), "--limit", "2", "vm1"],
+    p = subprocess.Popen([MERINO, "freeze", "--run-dir", str(tmp / "run"), "--limit", "3600", "vm1"],
                          stdout=subprocess.DEVNULL, preexec_fn=die_with_parent)
-    wait(lambda: "guest-fsfreeze-freeze" in agent.log)
-    p.send_signal(signal.SIGKILL)
-    p.wait()
+    wait(lambda: FREEZE in agent.log)
+    p.send_signal(how)
+    p.wait(HANG)
     agent.delay = 0
-    wait(lambda: "guest-fsfreeze-thaw" in agent.log and not (agent.dir / "frozen").exists())
+    wait(lambda: THAW in agent.log and not (agent.dir / "frozen").exists())
     assert not agent.frozen
+
+
+def test_the_guard_is_told_to_end(agent, tmp):
+    """As by systemd, of what a unit has left: it thaws first.  It holds nothing of its caller's."""
+    r, w = os.pipe()
+    assert merino(tmp, "freeze", "--limit", "3600", cwd=tmp, pass_fds=[w]).returncode == 0
+    os.close(w)
+    assert select.select([r], [], [], HANG)[0] and os.read(r, 1) == b"" and agent.frozen
+    os.close(r)
+    (guard,) = [int(p.name) for p in pathlib.Path("/proc").glob("[0-9]*") if works_in(p, tmp)]
+    os.kill(guard, signal.SIGTERM)
+    wait(lambda: THAW in agent.log and not agent.frozen and not (agent.dir / "frozen").exists())
+    wait(lambda: not works_in(pathlib.Path(f"/proc/{guard}"), tmp))
+
+
+def works_in(proc, folder):
+    try:
+        return os.readlink(proc / "cwd") == str(folder)
+    except OSError:                 # it has ended
+        return False
+
+
+def test_a_guest_that_others_have_frozen(agent, tmp):
+    """It is theirs to thaw."""
+    agent.frozen = 3
+    done = merino(tmp, "freeze")
+    assert done.returncode == 1 and "somebody else has frozen the guest" in done.stderr
+    assert agent.frozen == 3 and agent.log == [SYNC, STATUS] and not (agent.dir / "frozen").exists()
 
 
 def test_a_guard_leaves_a_later_freeze_alone(agent, tmp):
     assert merino(tmp, "freeze", "--limit", "2").returncode == 0
     assert merino(tmp, "thaw").returncode == 0
-    assert merino(tmp, "freeze", "--limit", "30").returncode == 0
+    assert merino(tmp, "freeze", "--limit", "3600").returncode == 0
     time.sleep(2.5)
     assert agent.frozen
     assert merino(tmp, "thaw").returncode == 0
 
 
 def test_no_agent(agent, tmp):
-    agent.dumb = True
+    agent.dumb.add("")
     done = merino(tmp, "freeze", "--timeout", "1")
     assert done.returncode == 1 and "the guest agent does not answer" in done.stderr
-    assert "guest-fsfreeze-freeze" not in agent.log and not (agent.dir / "frozen").exists()
+    assert FREEZE not in agent.log and not (agent.dir / "frozen").exists()
 
 
 def test_a_freeze_that_fails(agent, tmp):
-    agent.errors["guest-fsfreeze-freeze"] = "failed to freeze /srv: busy"
+    agent.errors[FREEZE] = "failed to freeze /srv: busy"
     done = merino(tmp, "freeze")
     assert done.returncode == 1 and "guest-fsfreeze-freeze: failed to freeze /srv: busy" in done.stderr
-    assert agent.log[-1] == "guest-fsfreeze-thaw" and not (agent.dir / "frozen").exists()
+    assert agent.log[-1] == THAW and not (agent.dir / "frozen").exists()
 
 
 def test_a_freeze_that_takes_too_long(agent, tmp):
@@ -156,7 +146,7 @@ def test_a_freeze_that_takes_too_long(agent, tmp):
     done = merino(tmp, "freeze", "--limit", "1")
     assert done.returncode == 1 and "the guest agent does not answer" in done.stderr
     agent.delay = 0
-    wait(lambda: agent.log[-1] == "guest-fsfreeze-thaw" and not agent.frozen and not (agent.dir / "frozen").exists())
+    wait(lambda: agent.log[-1] == THAW and not agent.frozen and not (agent.dir / "frozen").exists())
 
 
 @pytest.mark.parametrize("noise", [b'{"return": 1}\n{"return": {}}\n', b"\xff\x00\x01garbage{{{", b"[" * 100000,
