@@ -153,7 +153,7 @@ def test_two_at_once(guest, tmp):
     guest.daemon.qmp.cmd("blockdev-add", {"driver": "qcow2", "node-name": "b", "file": {"driver": "file", "filename": str(tmp / "b.qcow2")}})
     guest.daemon.qmp.cmd("block-export-add", {"type": "nbd", "id": "b", "node-name": "b", "name": "b", "writable": True})
     guest.agent.delay = 0.2
-    runs = [guest.start("--quiesce", disk, to=f"repo-{disk}") for disk in "ab"]
+    runs = [guest.start("--quiesce", "--quiesce-timeout", "180", disk, to=f"repo-{disk}") for disk in "ab"]
     for p in runs:
         out, said = p.communicate(timeout=HANG)
         assert p.returncode == 0 and json.loads(out)["quiesced"], (out, said)
@@ -194,6 +194,7 @@ def test_a_part_of_an_answer(guest, command):
     assert (FREEZE in guest.log) == (command != STATUS)
     guest.agent.partial.clear()
     wait(lambda: not guest.agent.frozen)
+    guest.no_guard()
 
 
 @pytest.mark.parametrize("command", [SYNC, STATUS, FREEZE, THAW])
@@ -202,6 +203,7 @@ def test_an_agent_that_dies(guest, command):
     guest.agent.hang_up[command] = 1
     unquiesced(guest, why="the machine has closed the guest agent's port")
     wait(lambda: not guest.agent.frozen)
+    guest.no_guard()
 
 
 def test_a_thaw_that_fails(guest):
