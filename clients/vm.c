@@ -15,9 +15,10 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { TRIES_MAX = 100 };
+enum { TRIES_MAX = 100, LOCK_TRIES = 20, LOCK_NAP_NS = 5000000 };
 
 static const char *const files[] = {
 	"qmp", "serial", "agent", "merinod.qmp", "nbd", "merinod.pid", "frozen", "log", NULL
@@ -86,6 +87,19 @@ static int private_dir(const char *path, struct error *err)
 	return 0;
 }
 
+/* Who asks whether the machine runs has the lock for a moment, too. */
+static bool lock_soon(int fd)
+{
+	const struct timespec nap = { .tv_nsec = LOCK_NAP_NS };
+
+	for (unsigned i = 0; i < LOCK_TRIES; i++) {
+		if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+			return true;
+		nanosleep(&nap, NULL);
+	}
+	return false;
+}
+
 /* -EAGAIN: the directory went away, with a machine that has just ended. */
 static int take_lock(struct vm *vm, struct error *err)
 {
@@ -98,7 +112,7 @@ static int take_lock(struct vm *vm, struct error *err)
 		return -EAGAIN;
 	if (vm->lock < 0)
 		return error_errno(err, -errno, "%s", path);
-	if (flock(vm->lock, LOCK_EX | LOCK_NB) == 0 && fstat(vm->lock, &ours) == 0 &&
+	if (lock_soon(vm->lock) && fstat(vm->lock, &ours) == 0 &&
 	    stat(path, &there) == 0 && ours.st_ino == there.st_ino)
 		return 0;
 	close(vm->lock);
@@ -169,7 +183,7 @@ bool vm_runs(const struct vm *vm)
 	fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
 	if (fd < 0)
 		return false;
-	runs = flock(fd, LOCK_EX | LOCK_NB) < 0;
+	runs = flock(fd, LOCK_SH | LOCK_NB) < 0;	/* two may ask at once */
 	close(fd);
 	return runs;
 }

@@ -290,7 +290,7 @@ static void look_dial(struct dialled *d, int64_t end)
 	*d = (struct dialled){ .why = "the resolver does not answer" };
 }
 
-void disk_look(struct disk *d)
+bool disk_look(struct disk *d)
 {
 	int64_t end = disk_now() + LOOK_MS, left, size = -1;
 	struct dialled to;
@@ -310,6 +310,7 @@ void disk_look(struct disk *d)
 	if (to.h && nbd_aio_is_ready(to.h) > 0)
 		nbd_aio_disconnect(to.h, 0);
 	nbd_close(to.h);
+	return size >= 0;
 }
 
 void conn_close(struct disk_channel *c)

@@ -72,8 +72,8 @@ void disk_on_resize(struct disk *d, void (*fn)(void *arg, uint64_t size), void *
 /* Somebody else learned the size (the server's control socket).  Any thread. */
 void disk_set_size(struct disk *d, uint64_t size);
 
-/* Looks at the size, by a connection of its own: a second at most.  Blocks. */
-void disk_look(struct disk *d);
+/* Looks at the size, by a connection of its own: a second at most.  Blocks.  Whether it was seen. */
+bool disk_look(struct disk *d);
 
 struct disk_channel *disk_channel(struct disk *d, unsigned i);
 /* Sent by the next disk_work(). */

@@ -67,15 +67,28 @@ int disks_add(struct disks *d, struct machine *m, struct error *err)
 	return rc;
 }
 
-static void look(void *disk)
+enum { LOOKS = 5 };			/* a server that is busy now may answer then */
+
+struct look {
+	struct disk *disk;
+	bool seen;
+};
+
+static void look(void *arg)
 {
-	disk_look(disk);
+	struct look *l = arg;
+
+	l->seen = disk_look(l->disk);
 }
 
 void disks_look(struct disks *d, const bool *stop)
 {
-	for (unsigned i = 0; i < d->n_added && !*stop; i++)
-		loop_work(look, blk_disk(d->blk[i]));
+	for (unsigned i = 0; i < d->n_added; i++) {
+		struct look l = { .disk = blk_disk(d->blk[i]) };
+
+		for (unsigned n = 0; n < LOOKS && !l.seen && !*stop; n++)
+			loop_work(look, &l);
+	}
 }
 
 void disks_end(struct disks *d)
