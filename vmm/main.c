@@ -48,8 +48,9 @@ static void fail(const struct error *err)
 static void end_run(void *arg)
 {
 	machine_pause(&machine);
+	control_end(control);		/* first: nobody lets the CPUs go again */
+	control = NULL;
 	console_end(console);
-	control_end(control);
 	serial_end(&machine);
 	loop_stop(loop);
 }
@@ -72,8 +73,11 @@ static void quit(void)
 	co_start(end_run, NULL);
 }
 
+/* Asked once more while it ends, it only goes on: the control socket may be gone already. */
 static void shut_down(bool guest, const char *reason)
 {
+	if (ending)
+		return;
 	control_event_cause(control, "SHUTDOWN", guest, reason);
 	quit();
 }

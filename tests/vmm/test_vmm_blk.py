@@ -103,7 +103,7 @@ def test_silence(world):
     """A server that says nothing for a while costs time, and nothing else."""
     s = world.server()
     c = world.cutter(s)
-    m = world.machine("disk=0 depth=8 verify=3000", s.uri(c.path))
+    m = world.machine("disk=0 depth=8 verify=5000", s.uri(c.path))
     m.says("disk 0:")
     c.stall()
     time.sleep(1)

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The VMM's control socket, with a guest that runs on KVM and a merinod behind it."""
 
+import fcntl
 import os
 import signal
 import socket
 import stat
+import subprocess
+import time
 
 import pytest
 
 from lib import qmp, tools, vmm
-from lib.patience import HANG
+from lib.daemon import REPORT, die_with_parent
+from lib.patience import HANG, wait_until
 from lib.qmp import QMPError
 
 pytestmark = pytest.mark.merino_only
@@ -131,6 +135,35 @@ def test_signal(machine):
     assert event(m.qmp, "SHUTDOWN") == {"guest": False, "reason": "host-signal"}
     assert m.qmp.line() == b""
     m.ended()
+
+
+def test_nothing_after_quit(machine, tmp):
+    """What a client sends behind quit is not done: no CPU runs while its devices are taken apart."""
+    m = machine("echo", "--agent", f"unix:{tmp}/agent")
+    m.qmp.send('{"execute":"quit"}' + '{"execute":"cont"}{"execute":"query-status"}' * 3)
+    said = b"".join(iter(m.qmp.line, b""))
+    assert said.count(b'"SHUTDOWN"') == 1 and b"RESUME" not in said and b"running" not in said, said
+    m.ended()
+
+
+def test_signals_while_it_ends(machine, tmp):
+    """More of them change nothing, though the control socket is gone: the end waits for who reads the serial line."""
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    with subprocess.Popen([vmm.program(), "--kernel", vmm.payload(), "--append", "flood=6", "--qmp", f"unix:{tmp}/qmp"],
+                          stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE, preexec_fn=die_with_parent) as p:
+        try:
+            os.close(write)
+            wait_until(lambda: (tmp / "qmp").exists() or p.poll() is not None)
+            wait_until(lambda: not (tmp / "qmp").exists())
+            while p.poll() is None:
+                p.send_signal(signal.SIGTERM)
+                time.sleep(0.01)
+            said = p.stderr.read().decode()
+            assert p.returncode == 0 and not REPORT.search(said), said
+        finally:
+            p.kill()
+            os.close(read)
 
 
 def test_a_client_that_does_not_read(machine):
