@@ -142,7 +142,7 @@ uint64_t manners_wait(struct manners *m, const struct loop_guests *g, uint64_t n
 	if (m->probing)
 		return PROBE_NS / 4;
 	if (now < m->next_ns)
-		return m->next_ns - now;
+		return min_u64(m->next_ns - now, QUIET_NS);	/* the guest may go */
 	return in_flight && in_flight + piece > room(m, piece) ? PERIOD_NS : 0;
 }
 

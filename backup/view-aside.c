@@ -6,7 +6,7 @@
  * is noted as kept, at its place in the image's file; a cluster is freed when the last
  * of its blocks is released.  A write that is small, or wants to be durable at once, is
  * not worth new mappings: what it overwrites is saved.  Nor are those of a guest who flushes
- * every few of them: each flush would write tables, too, and sync twice.
+ * every few of them: each flush would write tables, too, and sync twice; nor is a write of theirs cut where clusters begin.
  */
 #include "backup/view-int.h"
 
@@ -80,9 +80,9 @@ static bool aside_moves(struct qcow2_aside *ask, uint64_t off, uint64_t len, uin
 	struct view_aside *a = &v->aside;
 	bool stream = is_stream(a), first = shall_move(v, off);
 
-	for (*n = a->cluster; *n < len && shall_move(v, off + *n) == first;)
+	for (*n = stream ? a->cluster : len; *n < len && shall_move(v, off + *n) == first;)
 		*n += a->cluster;
-	if (stream || !first)		/* else it is asked again, once it is saved */
+	if (!first)			/* else it moves, or is asked again once it is saved */
 		a->since += *n;
 	return stream && first;
 }
@@ -94,6 +94,7 @@ static bool aside_moved(struct qcow2_aside *a, uint64_t off, uint64_t host)
 	uint64_t at = VIEW_ASIDE | host >> v->bits;
 	bool found = false, failed = false, held;
 
+	v->aside.since += v->aside.cluster;
 	if (v->broken || v->closing)
 		return false;
 	while (first < end && !failed) {
@@ -252,7 +253,7 @@ bool view_aside_takes(struct view *v, const struct tap_request *rq, uint64_t *fi
 		return false;
 	*first = align_up(rq->off, v->aside.cluster);
 	*end = align_down(rq->off + rq->len, v->aside.cluster);
-	return *end > *first && *end - *first >= ASIDE_MIN;
+	return *end > *first && *end - *first >= ASIDE_MIN && is_stream(&v->aside);
 }
 
 /* -- reading and giving back --------------------------------------------------------------------------- */

@@ -92,15 +92,14 @@ int qcow2_aside_ask(struct qcow2 *s, uint64_t off, struct run *r, unsigned flags
 	if (r->kind == RUN_BAD)
 		return 0;
 	if (r->kind == RUN_DATA && whole && !(flags & (NODE_FUA | NODE_COMPRESS)) && !s->flush.failed) {
-		if (head) {
-			r->len = head;
-		} else {
-			bool moves = a->moves(a, off, whole, &n);
+		bool moves = a->moves(a, off + head, whole, &n);
 
-			r->len = n;
-			if (moves)
-				return 1;
-		}
+		if (moves)
+			r->len = head ? head : n;
+		else if (n < whole)
+			r->len = head + n;
+		if (moves && !head)
+			return 1;
 	}
 	if (!a->wants(a, off, r->len))
 		return 0;

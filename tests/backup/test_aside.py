@@ -115,6 +115,33 @@ def test_flushes(daemon, tmp):
     assert tools.content(path) == NEW
 
 
+def test_requests(daemon, tmp):
+    """Who flushes every few writes has them done in one piece each, wherever they begin."""
+    path = image(tmp)
+    tools.run("truncate", "-s", 3 * SIZE, path)
+    below = daemon.serve(path, "raw")
+    d = daemon.start("--blockdev", "driver=qcow2,node-name=disk,file.driver=nbd,file.server.type=unix,"
+                     f"file.server.path={below.nbd_address},file.export=disk",
+                     "--export", "nbd,id=e,node-name=disk,name=disk,writable=on")
+
+    def written():
+        return sum(s["stats"]["wr_operations"] for s in below.qmp.cmd("query-blockstats"))
+
+    c = checkpoints.begin(d, ["disk"], name="c")
+    g = d.libnbd("disk")
+    before, n, piece = written(), 0, 256 << 10
+    for off in range(4096, SIZE - piece, piece):
+        g.pwrite(NEW[off:off + piece], off)
+        g.flush()
+        n += 1
+    assert n <= written() - before <= n + 8             # the first one, and its tables
+    g.shutdown()
+    assert checkpoints.pull(c, 0) == OLD
+    checkpoints.end(d, "c", success=False)
+    d.stop()
+    below.stop()
+
+
 def test_killed(daemon, tmp):
     """What stayed is leaked then, and the next open frees it."""
     path = image(tmp)
