@@ -6,7 +6,8 @@
  * is noted as kept, at its place in the image's file; a cluster is freed when the last
  * of its blocks is released.  A write that is small, or wants to be durable at once, is
  * not worth new mappings: what it overwrites is saved.  Nor are those of a guest who flushes
- * every few of them: each flush would write tables, too, and sync twice; nor is a write of theirs cut where clusters begin.
+ * every few of them: each flush would write tables, too, and sync twice.  So his writes stay
+ * whole, while one whose middle moves is cut where clusters begin.
  */
 #include "backup/view-int.h"
 
