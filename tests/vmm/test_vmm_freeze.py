@@ -19,6 +19,7 @@ from lib.patience import HANG, wait_until as wait
 pytestmark = pytest.mark.merino_only
 
 MERINO = str(vmm.BUILD / "merino")
+SOON = "3"                      # a limit that is to run out, within which an agent that is well does answer
 SYNC, STATUS, FREEZE, THAW = "guest-sync-delimited", "guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"
 
 
@@ -62,14 +63,14 @@ def test_freeze_and_thaw(agent, tmp):
 
 
 def test_the_limit(agent, tmp):
-    assert merino(tmp, "freeze", "--limit", "1").returncode == 0
+    assert merino(tmp, "freeze", "--limit", SOON).returncode == 0
     assert agent.log[:3] == [SYNC, STATUS, FREEZE]
     wait(lambda: THAW in agent.log and not agent.frozen and not (agent.dir / "frozen").exists())
 
 
 def test_the_guard_tries_again(agent, tmp):
     agent.errors[THAW] = "not now"
-    assert merino(tmp, "freeze", "--limit", "1").returncode == 0
+    assert merino(tmp, "freeze", "--limit", SOON).returncode == 0
     wait(lambda: agent.log.count(THAW) >= 2)
     assert agent.frozen
     agent.errors.clear()
@@ -119,10 +120,10 @@ def test_a_guest_that_others_have_frozen(agent, tmp):
 
 
 def test_a_guard_leaves_a_later_freeze_alone(agent, tmp):
-    assert merino(tmp, "freeze", "--limit", "2").returncode == 0
+    assert merino(tmp, "freeze", "--limit", SOON).returncode == 0
     assert merino(tmp, "thaw").returncode == 0
     assert merino(tmp, "freeze", "--limit", "3600").returncode == 0
-    time.sleep(2.5)
+    time.sleep(int(SOON) + 0.5)
     assert agent.frozen
     assert merino(tmp, "thaw").returncode == 0
 
