@@ -161,7 +161,7 @@ static void send_due(struct console *c)
 void console_control(struct console *c)
 {
 	pthread_mutex_lock(&c->lock);
-	if (virtio_has(&c->virtio, VIRTIO_CONSOLE_F_MULTIPORT))
+	if (c->active && virtio_has(&c->virtio, VIRTIO_CONSOLE_F_MULTIPORT))
 		send_due(c);
 	pthread_mutex_unlock(&c->lock);
 }

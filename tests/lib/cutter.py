@@ -44,8 +44,12 @@ class Cutter:
                 continue
             with self.lock:
                 self.open |= {a, b}
-            for x, y in (a, b), (b, a):
-                threading.Thread(target=self.pump, args=(x, y, self.cut(self.random)), daemon=True).start()
+            self.forward(a, b)
+
+    def forward(self, a, b):
+        """The client's connection A and the server's B, a thread for each direction."""
+        for x, y in (a, b), (b, a):
+            threading.Thread(target=self.pump, args=(x, y, self.cut(self.random)), daemon=True).start()
 
     def pump(self, x, y, left):
         with contextlib.suppress(OSError):
@@ -57,6 +61,9 @@ class Cutter:
                     break
                 y.sendall(data)
                 left = None if left is None else left - len(data)
+        self.part(x, y)
+
+    def part(self, x, y):
         for s in x, y:
             with contextlib.suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)

@@ -2,12 +2,14 @@
 """Machines of tests/vmm together with the merinods that serve their disks."""
 
 import contextlib
+import re
 import signal
 import subprocess
+import time
 
 import pytest
 
-from lib import cutter, daemon, tools, vmm
+from lib import cutter, daemon, stages, tools, vmm
 from lib.patience import HANG, wait_until
 
 SIZE = 64 << 20
@@ -72,6 +74,11 @@ def world(tmp):
                 c = cutter.Cutter(tmp / "cut", server.socket, seed)
                 stack.callback(c.close)
                 return c
+
+            def stages(self, server, name="staged"):
+                c = stages.Stages(tmp / name, server.socket)
+                stack.callback(c.close)
+                return c
         yield World()
 
 
@@ -82,3 +89,25 @@ def passes(m, timeout=HANG):
     assert text.endswith("PASS\n"), text[-500:] + m.stderr()
     m.ended()
     return text
+
+
+def requests(m):
+    """How many the guest has seen answered, in round numbers."""
+    return int(([0] + re.findall(r"verified (\d+)", m.serial()))[-1])
+
+
+def quits_soon(start):
+    """The machine that START gives, with its proxies, ends when it is told.
+
+    Five seconds are the promise; where much else is to be done it may be late, but not again and again."""
+    for _ in range(4):
+        m, proxies = start()
+        began = time.monotonic()
+        m.qmp.cmd("quit")
+        m.ended(timeout=HANG)
+        took = time.monotonic() - began
+        for c in proxies:
+            c.close()
+        if took < 5:
+            return
+    raise AssertionError("it took more than 5 s, four times")

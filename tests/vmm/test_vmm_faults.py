@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Servers that break off or fall silent at every stage of the protocol, under a guest that verifies."""
+
+import pytest
+
+from lib.machines import passes, quits_soon, requests, world  # noqa: F401
+from lib.stages import HANDSHAKE, PLACES, TRANSMISSION
+
+pytestmark = pytest.mark.merino_only
+
+GUEST = "disk=0 depth=8 verify=250000"
+
+
+def struck(m, c):
+    m.wait(c.struck.is_set)
+
+
+@pytest.mark.parametrize("parts", [HANDSHAKE, TRANSMISSION], ids=["handshake", "transmission"])
+def test_cut(world, parts):
+    """One guest goes on after each of them: no error, no mismatch.  The disk is small: at the end it reads all."""
+    s = world.server(size=2 << 20)
+    c = world.stages(s)
+    m = world.machine(GUEST, s.uri(c.path, "queues=1"), "--memory", "72M")
+    m.wait(lambda: requests(m))
+    for part in parts:
+        for place in PLACES:
+            c.strike(part, place)
+            if parts is HANDSHAKE:
+                c.cut_all()
+            struck(m, c)
+            before = requests(m)
+            m.wait(lambda: requests(m) > before)
+    assert c.connections > len(parts) * len(PLACES), "none was left out"
+    m.qmp.cmd("system_powerdown")
+    passes(m)
+
+
+def test_quit_in_handshakes(world):
+    """A disk for each stage; all of them connect again when the server falls silent."""
+    s = world.server()
+    where = [(part, place) for part in HANDSHAKE for place in PLACES]
+
+    def start():
+        stages = [world.stages(s, f"s{i}") for i in range(len(where))]
+        m = world.machine("hang", *[f"{s.uri(c.path, 'queues=1')},id=d{i}" for i, c in enumerate(stages)],
+                          "--memory", "72M")
+        m.says("hang")
+        for c, (part, place) in zip(stages, where):
+            c.strike(part, place, silent=True)
+            c.cut_all()
+        for c in stages:
+            struck(m, c)
+        return m, stages
+
+    quits_soon(start)
+
+
+@pytest.mark.parametrize("part, word", [("request", "randwrite"), ("write data", "randwrite"), ("reply", "randread"),
+                                        ("read data", "randread")])
+@pytest.mark.parametrize("place", PLACES[1:])
+def test_quit(world, part, word, place):
+    """Silence before a part is that after the one before it."""
+    s = world.server()
+
+    def start():
+        c = world.stages(s)
+        c.strike(part, place, silent=True)
+        m = world.machine(f"disk=0 depth=8 {word}=250000", s.uri(c.path, "queues=1"), "--memory", "72M")
+        struck(m, c)
+        return m, [c]
+
+    quits_soon(start)
