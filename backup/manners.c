@@ -64,10 +64,9 @@ static void probe(struct manners *m, const struct loop_guests *g, uint64_t now)
 
 	if (n < PROBE_REQUESTS && now - m->since_ns < PROBE_NS)
 		return;
-	if (n) {
-		ns = (g->ns - m->ns) / n;
+	ns = n ? (g->ns - m->ns) / n : now - m->since_ns;
+	if (n || g->begun != g->ended)		/* one that is still under way takes that long, too */
 		m->base_ns = m->base_ns ? (3 * m->base_ns + ns) / 4 : ns;
-	}
 	m->probing = false;
 	m->probed_ns = m->next_ns = now;
 	period_begin(m, g, now);
@@ -107,7 +106,7 @@ static void judge(struct manners *m, const struct loop_guests *g, uint64_t now)
 	ns = n ? (g->ns - m->ns) / n : took;
 	through = m->bytes * 1000 / (took / (SECOND_NS / 1000));
 	m->quick_ns += m->quick_ns / 64;
-	if (ns > 2 * m->base_ns) {
+	if (m->base_ns && ns > 2 * m->base_ns) {
 		too_much(m, through);
 	} else if (through >= m->rate / 2) {
 		m->rate += growth(m);

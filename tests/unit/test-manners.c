@@ -40,6 +40,7 @@ struct sim {
 	struct disk source, target;
 	bool apart;			/* the target is another disk */
 	uint64_t guest_every;		/* ns between its requests; 0: at once */
+	uint64_t slow;			/* ns that each takes longer */
 	uint64_t noise;			/* ns that every tenth takes longer, but when we look */
 	uint64_t now;
 	uint64_t guest_begun, guest_end, guest_next;
@@ -58,7 +59,7 @@ static void guest(struct sim *s)
 	if (!s->guest_end && s->now >= s->guest_next) {
 		s->guests.begun++;
 		s->guest_begun = s->now;
-		s->guest_end = disk_serve(&s->source, s->now, 4096);
+		s->guest_end = disk_serve(&s->source, s->now, 4096) + s->slow;
 		if (s->noise && !s->manners.probing && s->guests.begun % 10 == 0)
 			s->guest_end += s->noise;
 		s->guest_next = s->now + s->guest_every;
@@ -165,6 +166,17 @@ static void a_far_target_is_kept_busy(void **state)
 	assert_true(s.moved > job_only * 3 / 5);
 }
 
+/* A guest whose every request takes longer than a look at it. */
+static void a_slow_guest_does_not_starve_the_job(void **state)
+{
+	struct sim s = one_disk();
+
+	(void)state;
+	s.slow = 15 * MS;
+	run(&s, 5000 * MS, true, true);
+	assert_true(s.moved > job_alone(one_disk()) * 3 / 5);
+}
+
 /* What somebody else does to the guest is not our fault for ever: noise that we do not see
  * when we look makes the job slower, not slower and slower. */
 static void noise_does_not_starve_the_job(void **state)
@@ -240,7 +252,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(both_get_their_share), cmocka_unit_test(a_steady_guest_hardly_notices),
 		cmocka_unit_test(a_far_target_is_kept_busy), cmocka_unit_test(it_follows_the_storage),
-		cmocka_unit_test(noise_does_not_starve_the_job), cmocka_unit_test(alone_there_is_no_limit), cmocka_unit_test(a_stuck_guest_stops_nobody),
+		cmocka_unit_test(a_slow_guest_does_not_starve_the_job),
+		cmocka_unit_test(noise_does_not_starve_the_job),
+		cmocka_unit_test(alone_there_is_no_limit), cmocka_unit_test(a_stuck_guest_stops_nobody),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
