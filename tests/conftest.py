@@ -41,6 +41,13 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "merino_only" in item.keywords:
                 item.add_marker(skip)
+    items.sort(key=longest_first)
+
+
+def longest_first(item):
+    """What may take longest begins first: no worker is left alone with it in the end."""
+    limit = item.get_closest_marker("timeout")
+    return -limit.args[0] if limit and limit.args else 0
 
 
 @pytest.fixture
