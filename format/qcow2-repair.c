@@ -30,6 +30,7 @@ struct repair {
 	struct refs refs;
 	uint64_t *block;		/* reftable indices that belong to the window */
 	size_t n_blocks;
+	bool looks;			/* nothing is to be changed yet */
 	bool lower;			/* which of the passes it is */
 	bool too_high;			/* what the first pass has seen */
 	uint64_t raised, freed, flags;	/* clusters, clusters, entries */
@@ -72,6 +73,8 @@ static int differs(struct repair *r, uint64_t cluster, uint64_t have, uint64_t w
 		r->refs.doubtful = true;
 		want = min_u64(want, refcount_max(s));
 	}
+	if (r->looks)
+		return 0;
 	r->refs.unsure_copied |= want != 1;
 	r->raised++;
 	return set_refcount(s, cluster, want);
@@ -111,6 +114,8 @@ static int missing_block(struct repair *r, uint64_t index)
 		used++;
 	if (used == first || index >= s->reftable_entries)
 		return -EUCLEAN;	/* a new block, or a longer table, would lie over what is used */
+	if (r->looks)
+		return 0;
 	rc = refcount_make_block(s, first);
 	if (rc)
 		return rc;
@@ -215,16 +220,39 @@ static int fix_flags(struct repair *r)
 
 /* -- all of it ------------------------------------------------------------- */
 
-static int repair_window(struct repair *r, uint64_t first)
+static int compare_window(struct repair *r, uint64_t first)
 {
-	struct qcow2 *s = r->refs.s;
 	int rc = refs_count(&r->refs, first);
 
 	r->lower = r->too_high = false;
 	if (!rc)
 		rc = list_blocks(r);
 	if (!rc)
-		rc = refs_each_table(s, r->n_blocks, where_block, compare_block, r);
+		rc = refs_each_table(r->refs.s, r->n_blocks, where_block, compare_block, r);
+	return rc;
+}
+
+/* Whether all of it can be repaired, before anything is written: an image that is refused stays
+ * as it was. */
+static int look(struct repair *r)
+{
+	int rc = 0;
+
+	r->looks = true;
+	for (uint64_t first = 0; !rc && first < r->refs.clusters; first += REFS_WINDOW) {
+		rc = compare_window(r, first);
+		if (!rc && r->refs.doubtful)
+			rc = -EUCLEAN;
+	}
+	r->looks = false;
+	return rc;
+}
+
+static int repair_window(struct repair *r, uint64_t first)
+{
+	struct qcow2 *s = r->refs.s;
+	int rc = compare_window(r, first);
+
 	if (!rc && (r->refs.unsure_copied || s->h.nb_snapshots))
 		rc = fix_flags(r);
 	if (!rc && !(s->l2.n_dirty || s->l1_n_dirty || s->ref.n_dirty) && !r->too_high)
@@ -262,6 +290,8 @@ int qcow2_repair(struct qcow2 *s, struct error *err)
 	if (s->node->read_only || !(must || s->h.autoclear & QCOW2_OPEN))
 		return 0;
 	rc = refs_init(&r.refs, s);
+	if (!rc && must)
+		rc = look(&r);
 	for (uint64_t first = 0; !rc && first < r.refs.clusters; first += REFS_WINDOW)
 		rc = repair_window(&r, first);
 	report(&r, rc);
