@@ -115,6 +115,16 @@ static void check(const char *text, size_t len)
 	json_tokener_free(t);
 }
 
+/* read(), but for libFuzzer's clock, which interrupts it. */
+static ssize_t take(int fd, char *to, size_t size)
+{
+	ssize_t n;
+
+	while ((n = read(fd, to, size)) < 0 && errno == EINTR)
+		;
+	return n;
+}
+
 /* SIZE bytes of DATA, and what comes back: until MUST does, or without one until the server has
  * seen the end and ended, too. */
 static void talk(const uint8_t *data, size_t size, bool negotiate, const char *must)
@@ -126,12 +136,12 @@ static void talk(const uint8_t *data, size_t size, bool negotiate, const char *m
 
 	if (negotiate)
 		fuzz_assert(write(fd, NEGOTIATE, strlen(NEGOTIATE)) > 0);
-	for (size_t at = 0; at < size && (n = write(fd, data + at, size - at)) > 0; at += (size_t)n)
-		;
+	for (size_t at = 0; at < size && (n >= 0 || errno == EINTR); at += n > 0 ? (size_t)n : 0)
+		n = write(fd, data + at, size - at);
 	if (!must)
 		shutdown(fd, SHUT_WR);
 	*out = 0;
-	while (!(must && strstr(out, must)) && (n = read(fd, out + len, sizeof(out) - 1 - len)) > 0) {
+	while (!(must && strstr(out, must)) && (n = take(fd, out + len, sizeof(out) - 1 - len)) > 0) {
 		len += (size_t)n;
 		out[len] = 0;
 	}
@@ -139,7 +149,7 @@ static void talk(const uint8_t *data, size_t size, bool negotiate, const char *m
 	fuzz_assert(must ? strstr(out, must) != NULL : n == 0 || errno == ECONNRESET);
 	check(out, must ? (size_t)(strrchr(out, '\n') ? strrchr(out, '\n') + 1 - out : 0) : len);
 	shutdown(fd, SHUT_WR);		/* until the server has ended, too: what its coroutine holds looks like a leak */
-	while (read(fd, out, sizeof(out)) > 0)
+	while (take(fd, out, sizeof(out)) > 0)
 		;
 	close(fd);
 }
