@@ -134,14 +134,34 @@ int qcow2_header_point(struct qcow2 *s, uint64_t off, const char *name)
 	return rc;
 }
 
-/* Whether extensions and backing name fit the cluster: asked before the first change. */
-bool qcow2_header_has_room(const struct qcow2 *s)
+/* Whether what ends at END and the backing name fit the cluster. */
+static bool fits(const struct qcow2 *s, uint64_t end)
 {
 	const struct qcow2_header *h = &s->h;
-	uint64_t end = extensions_end(h);
 
 	return end <= s->cluster_size && (!h->backing_name || h->backing_offset >= end ||
 					  end + strlen(h->backing_name) <= s->cluster_size);
+}
+
+/* Whether extensions and backing name fit: asked before the first change. */
+bool qcow2_header_has_room(const struct qcow2 *s)
+{
+	return fits(s, extensions_end(&s->h));
+}
+
+/* Whether they would without those that an open may drop. */
+bool qcow2_header_may_have_room(struct qcow2 *s)
+{
+	static const uint32_t types[] = { QCOW2_EXT_OPEN, QCOW2_EXT_LIVE, QCOW2_EXT_BITMAPS };
+	uint64_t end = extensions_end(&s->h);
+
+	for (unsigned i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+		const struct qcow2_ext *e = qcow2_ext_find(&s->h, types[i]);
+
+		if (e)
+			end -= 8 + align_up(e->len, 8);
+	}
+	return fits(s, end);
 }
 
 /* Makes room for the extensions: the backing name moves behind them. */

@@ -322,6 +322,7 @@ int qcow2_header_write(struct qcow2 *s);
 int qcow2_header_point(struct qcow2 *s, uint64_t off, const char *name);
 /* Whether extensions and backing name fit; else that fails with -ENOSPC, changing nothing. */
 bool qcow2_header_has_room(const struct qcow2 *s);
+bool qcow2_header_may_have_room(struct qcow2 *s);
 struct qcow2_ext *qcow2_ext_find(struct qcow2_header *h, uint32_t type);
 int qcow2_ext_put(struct qcow2_header *h, uint32_t type, const void *data, uint32_t len);
 void qcow2_ext_drop(struct qcow2_header *h, uint32_t type);

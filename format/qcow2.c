@@ -210,8 +210,11 @@ static void clear_unknown_bits(struct qcow2 *s)
 /* From here on the image is written to. */
 static int begin_writing(struct qcow2 *s, struct error *err)
 {
-	int rc = qcow2_replay(s, err);
+	int rc;
 
+	if (!s->node->read_only && s->h.version > 2 && !qcow2_header_may_have_room(s))
+		return error_errno(err, -ENOSPC, "Could not update qcow2 header");
+	rc = qcow2_replay(s, err);
 	if (!rc)
 		rc = qcow2_repair(s, err);
 	if (rc || s->node->read_only)
