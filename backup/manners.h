@@ -12,8 +12,7 @@
  * they take without us is found out by asking: every half second we stand still for some
  * milliseconds.
  *
- * The rate never falls to nothing: not below three fifths of what storage was seen to
- * do.
+ * The rate never falls to nothing: not below three fifths of what storage was seen to do.
  *
  * Of one loop.  Zeroes at first.
  */
@@ -33,9 +32,9 @@ struct manners {
 	uint64_t base_ns;		/* how long a guest's request takes without us; 0: not known */
 	uint64_t probed_ns;		/* when that was last found out */
 	bool probing;
-	uint64_t rate;			/* bytes a second; 0: no guest is known */
-	uint64_t peak;			/* most bytes a second that went through lately */
-	unsigned calm;			/* periods since */
+	uint64_t rate;			/* bytes a second that may begin; 0: no guest was ever there */
+	uint64_t peak;			/* bytes a second that storage was seen to do; 0: it was not too much yet */
+	unsigned calm;			/* periods since it was last too much */
 	uint64_t next_ns;		/* when the next request may begin */
 	uint64_t quick_ns;		/* how long a request of ours takes at best lately; 0: not known */
 };
