@@ -27,7 +27,8 @@
 #include "common/loop.h"
 #include "common/options.h"
 
-#define IN_USE_RETRIES 50
+#define IN_USE_RETRIES 150
+#define DYING_RETRIES 1500		/* of somebody who is known to be gone */
 #define IN_USE_PAUSE 20000000u		/* ns */
 #define ADDRESS_SEND_BUFFER (1 << 20)	/* bytes; the kernel takes twice as much */
 
@@ -80,7 +81,7 @@ static int unix_remove_stale(const char *path, const struct sockaddr_un *un, soc
 	if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode))
 		return 0;
 	for (unsigned i = 0; unix_is_served(un, len, &dying); i++) {
-		if (!dying || i == IN_USE_RETRIES)
+		if (!dying || i == DYING_RETRIES)
 			return -EADDRINUSE;
 		io_sleep(loop_io(loop_self()), IN_USE_PAUSE);
 	}

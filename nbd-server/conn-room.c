@@ -171,7 +171,8 @@ static void drop(struct conn *c, const char *why)
 static void look(struct loop_timer *t)
 {
 	struct conn *worst = NULL;
-	uint64_t now = loop_now(), since_last = now - here.looked;
+	/* A loop that did not run (a machine that stood still) took nothing either. */
+	uint64_t now = loop_now(), since_last = min_u64(now - here.looked, LOOK_NS);
 	bool again = false, scarce = is_scarce(server_used());
 
 	here.looked = now;

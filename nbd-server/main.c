@@ -104,11 +104,13 @@ static void start_run(void *arg)
 	if (!rc)
 		rc = state_started(&err);
 	if (!rc)
+		cmdline_sandbox_tell(&cmdline);
+	/* Who waits for the file finds everything said and done. */
+	if (!rc)
 		rc = pidfile_write(&err);
 	if (rc) {
 		fail(&err);
 	} else {
-		cmdline_sandbox_tell(&cmdline);
 		listener_accept_all();
 		monitor_admit_all();
 		process_ready();
