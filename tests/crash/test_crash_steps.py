@@ -72,11 +72,11 @@ def run_script(handle, may):
 
 
 def serve_and_die(daemon, killer, tmp, at, how):
-    """Runs the script on a fresh copy of the image; returns what may be there then, and the calls that were made."""
+    """Runs the script on a fresh copy of the image; what may be there then, the calls that were made, whether it died."""
     shutil.copyfile(tmp / "pristine", tmp / "image")
     count = tmp / "count"
     count.write_bytes(bytes(8))
-    may = [{1} for _ in range(SIZE // BLOCK)]
+    may, died = [{1} for _ in range(SIZE // BLOCK)], False
     env = {"LD_PRELOAD": str(killer), "KILLER_COUNT": str(count), "KILLER_AT": str(at), "KILLER_HOW": how,
            "MERINO_IO": "threads", "ASAN_OPTIONS": "verify_asan_link_order=0"}
     before = {key: os.environ.get(key) for key in env}
@@ -87,9 +87,8 @@ def serve_and_die(daemon, killer, tmp, at, how):
         d.stop()
     except (nbd.Error, lib_daemon.DidNotStart, AssertionError):
         assert at, "it died by itself"
+        died = True
         assert daemon.all[-1].proc.wait(HANG) in (-9, 137)
-    else:
-        assert not at, f"it did not die at call {at}"
     finally:
         for key, value in before.items():
             if value is None:
@@ -98,11 +97,13 @@ def serve_and_die(daemon, killer, tmp, at, how):
                 os.environ[key] = value
         for d in daemon.all:
             d.kill()
-    return may, struct.unpack("<Q", count.read_bytes())[0]
+    calls = struct.unpack("<Q", count.read_bytes())[0]
+    assert died or not at or calls < at, f"it did not die at call {at}"
+    return may, calls, died
 
 
 def die_and_verify(daemon, killer, tmp, kind, at, how):
-    may, _ = serve_and_die(daemon, killer, tmp, at, how)
+    may, _, died = serve_and_die(daemon, killer, tmp, at, how)
     where = f"{how} call {at}"
     d = daemon.serve(tmp / "image")
     data = d.libnbd().pread(SIZE, 0)
@@ -114,15 +115,18 @@ def die_and_verify(daemon, killer, tmp, kind, at, how):
     if kind == "snapshot":
         tools.run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-l", "before", tmp / "image", tmp / "now")
         assert (tmp / "now").read_bytes() == (tmp / "old").read_bytes(), where
+    return died
 
 
 def die_everywhere(daemon, killer, tmp, kind, hows, stride):
     make(tmp, kind)
-    _, calls = serve_and_die(daemon, killer, tmp, 0, "")
+    _, calls, _ = serve_and_die(daemon, killer, tmp, 0, "")
     assert calls > 100
     for how in hows:
-        for at in range(1 + len(how) % stride, calls + 1, stride):
-            die_and_verify(daemon, killer, tmp, kind, at, how)
+        places = range(1 + len(how) % stride, calls + 1, stride)
+        deaths = sum(die_and_verify(daemon, killer, tmp, kind, at, how) for at in places)
+        # A run on an idle machine may take some calls less than the one that counted them.
+        assert deaths >= len(places) * 3 // 4
 
 
 @pytest.mark.merino_only

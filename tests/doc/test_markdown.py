@@ -5,13 +5,12 @@ import os
 import re
 import signal
 import subprocess
-import time
 
 import pytest
 
 from lib import tools
 from lib.daemon import ROOT, program
-from lib.patience import HANG
+from lib.patience import HANG, wait_until
 
 pytestmark = pytest.mark.merino_only
 
@@ -105,12 +104,11 @@ def stop(pidfile):
         return
     pid = int(pidfile.read_text())
     os.kill(pid, signal.SIGTERM)
-    for _ in range(2000):
-        if not pidfile.exists():
-            return
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    raise AssertionError("the daemon did not end")
+    try:
+        wait_until(lambda: not pidfile.exists(), why="the daemon did not end")
+    except AssertionError:
+        os.kill(pid, signal.SIGKILL)
+        raise
 
 
 def test_first_incremental_backup(tmp, merino):

@@ -44,9 +44,12 @@ def is_qsd():
     return "qemu-storage-daemon" in (program() or "")
 
 
+PRCTL = ctypes.CDLL(None).prctl                          # found before anybody forks, perhaps among threads
+
+
 def die_with_parent():
     """No daemon outlives a test run, however that ends."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)           # PR_SET_PDEATHSIG
+    PRCTL(1, signal.SIGKILL)                             # PR_SET_PDEATHSIG
 
 
 def sanitized():
@@ -63,18 +66,18 @@ def differs(ours, qemu):
 PORTS = []
 
 
-def free_port():
-    """A TCP port that nobody takes before its user does: below those that the kernel gives to clients, and marked as
-    taken, for all who run tests on this machine, until this process ends."""
+def free_port(family=socket.AF_INET, host="127.0.0.1"):
+    """A TCP port (or vsock's) that nobody takes before its user does: below those that the kernel gives to clients, and
+    marked as taken, for all who run tests on this machine, until this process ends."""
     with open("/proc/sys/net/ipv4/ip_local_port_range") as f:
         first = int(f.read().split()[0])
     while True:
         port = random.randrange(min(10000, first // 2), min(first, 65536))
         mark = socket.socket(socket.AF_UNIX)
-        with socket.socket() as s:
+        with socket.socket(family) as s:
             try:
                 mark.bind(f"\0merino-test-port-{port}")
-                s.bind(("127.0.0.1", port))
+                s.bind((host, port))
             except OSError:
                 mark.close()
                 continue
@@ -88,6 +91,15 @@ def content_of(path):
         return path.read_text()
     except FileNotFoundError:
         return ""
+
+
+def gone(pid):
+    """Whether a process that is nobody's child has ended, also where nobody has asked for its status yet."""
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def locked(locks):

@@ -5,21 +5,22 @@ It owns one socket.  Nothing is sent that the test did not ask for, so it serves
 ones; what comes back is parsed strictly, and a server that breaks the protocol fails the test (ProtocolError).
 """
 
+import contextlib
 import dataclasses
 import select
 import socket
 import struct
 
 from lib.nbdproto import *                               # noqa: F401,F403
-from lib.patience import HANG
+from lib.patience import HANG, connect
 
 
 class ProtocolError(AssertionError):
     """The server sent what the specification does not allow."""
 
 
-class Closed(Exception):
-    """The server ended the connection where a test wanted more bytes."""
+class Closed(ConnectionError):
+    """The server ended the connection, by FIN or RST, where a test wanted more bytes."""
 
 
 class OptionRefused(Exception):
@@ -105,7 +106,7 @@ class Conn:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.settimeout(timeout)
-        self.sock.connect(address)
+        connect(self.sock, address)
         self.buffer = bytearray()
         self.waiting = {}               # cookie -> (command, length, Answer, offset), sent, not yet fully answered
         self.done = {}                  # cookie -> Answer, answered and not yet asked for
@@ -128,8 +129,14 @@ class Conn:
     # --- bytes
 
     def send(self, data):
-        """All of DATA, without reading anything meanwhile."""
+        """All of DATA, without reading anything meanwhile; ConnectionError where the server hangs up."""
         self.sock.sendall(data)
+
+    def offer(self, data):
+        """As much of DATA as the server takes, which may hang up before it has read all.  What it said before that is
+        there to be read, and closed_by_server() is true then."""
+        with contextlib.suppress(ConnectionError):
+            self.send(data)
 
     def pump(self, data):
         """All of DATA, taking in what the server sends meanwhile, as a client with requests in flight must."""
@@ -141,20 +148,24 @@ class Conn:
             if not events:
                 raise TimeoutError("the server neither reads nor writes")
             if events[0][1] & ~select.POLLOUT:
-                got = self.sock.recv(1 << 20)
-                if not got:
-                    raise Closed("while sending")
-                self.buffer += got
+                self.fill(1 << 20, "while sending")
             if events[0][1] & select.POLLOUT:
                 rest = rest[self.sock.send(rest, socket.MSG_DONTWAIT):]
+
+    def fill(self, n, why):
+        """Up to N bytes more in the buffer, at least one."""
+        try:
+            got = self.sock.recv(n)
+        except ConnectionError as e:
+            raise Closed(f"{why}: {e}") from None
+        if not got:
+            raise Closed(why)
+        self.buffer += got
 
     def recv(self, n):
         """Exactly N bytes."""
         while len(self.buffer) < n:
-            got = self.sock.recv(max(65536, min(n - len(self.buffer), 1 << 20)))
-            if not got:
-                raise Closed(f"{len(self.buffer)} of {n} bytes")
-            self.buffer += got
+            self.fill(max(65536, min(n - len(self.buffer), 1 << 20)), f"{len(self.buffer)} of {n} bytes")
         out = bytes(self.buffer[:n])
         del self.buffer[:n]
         return out
@@ -166,7 +177,7 @@ class Conn:
         self.sock.settimeout(timeout)
         try:
             return self.sock.recv(1) == b""
-        except ConnectionResetError:
+        except ConnectionError:                          # it had not read all that was sent
             return True
         except TimeoutError:
             return False

@@ -5,6 +5,7 @@ A test makes a Server and overrides what it wants to go wrong: `read` and `statu
 `die_after` ends a connection in the middle.  One thread per connection; everything ends with close().
 """
 
+import contextlib
 import socket
 import struct
 import threading
@@ -44,8 +45,10 @@ class Server:
         return f"nbd+unix:///?socket={self.path}"
 
     def close(self):
-        self.sock.close()
-        for s in self.live:
+        """No more connections, and the end of those there are: close() alone does not wake a thread that reads."""
+        for s in self.sock, *self.live:
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
             s.close()
 
     def __enter__(self):

@@ -20,6 +20,18 @@ def wait_until(done, seconds=HANG, why="it did not come to pass"):
     return result
 
 
+def connect(sock, address, seconds=HANG):
+    """SOCK is connected to ADDRESS, also where the queue of the listener is full: on a unix socket the kernel then says
+    EAGAIN to who has set a time limit."""
+    def connected():
+        try:
+            sock.connect(address)
+            return True
+        except BlockingIOError:
+            return False
+    wait_until(connected, seconds, f"no room in the queue of {address}")
+
+
 def listening(path, proc):
     """PATH, once PROC listens there: between bind(2) and listen(2) there is a socket that refuses all."""
     def connects():

@@ -28,7 +28,7 @@ class Peer:
             try:
                 self.qmp = QMP(str(path))
                 break
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionError):
                 assert self.proc.poll() is None and time.monotonic() < end, f"{program} does not start"
                 time.sleep(0.02)
 

@@ -17,6 +17,7 @@ from lib.patience import HANG
 
 USUAL = "expiration_days = 3"
 LONG_AGO = 'activation_date = "2020-01-01 00:00:00"\nexpiration_date = "2021-01-01 00:00:00"'
+GONE = (ssl.SSLError, ConnectionError)       # what a client gets whom a server hangs up on
 NAMES = "dns_name = localhost\nip_address = 127.0.0.1"
 
 
@@ -133,5 +134,5 @@ class Conn(nbdraw.Conn):
         """The server ends the connection, and says nothing of NBD any more; True, or TimeoutError."""
         try:
             return not self.buffer and self.sock.recv(1) == b""
-        except (ssl.SSLError, ConnectionResetError, BrokenPipeError):
+        except GONE:
             return True

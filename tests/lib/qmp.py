@@ -4,7 +4,7 @@
 import json
 import socket
 
-from lib.patience import HANG
+from lib.patience import HANG, connect
 
 
 class QMPError(Exception):
@@ -17,7 +17,7 @@ class QMP:
     def __init__(self, path, timeout=HANG, negotiate=True):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(timeout)
-        self.sock.connect(path)
+        connect(self.sock, path)
         self.buffer = b""
         self.events = []
         self.next_id = 0

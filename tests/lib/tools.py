@@ -2,13 +2,14 @@
 """Stock programs, run as their users run them; also the oracle for what we store."""
 
 import json
+import os
 import shutil
 import subprocess
-import time
+import tempfile
 
 import pytest
 
-from lib.patience import HANG
+from lib.patience import HANG, wait_until
 
 
 def need(program):
@@ -91,15 +92,15 @@ def qemu_io(target, *commands, fmt="qcow2", options=()):
 
 
 def trace(pid, expression, *paths):
-    """strace -e EXPRESSION of a running process, once it is attached; PATHS: only calls about these."""
-    argv = [need("strace"), "-f", "-qq", "-o", "/dev/null", "-e", expression, "-p", str(pid)]
+    """strace -e EXPRESSION of a running process, once it is attached to all its threads; PATHS: only calls about these."""
+    said = tempfile.TemporaryFile()
+    argv = [need("strace"), "-f", "-o", "/dev/null", "-e", expression, "-p", str(pid)]
     for p in paths:
         argv += ["-P", str(p)]
-    tracer = subprocess.Popen(argv)
-    deadline = time.monotonic() + HANG
-    while True:
-        with open(f"/proc/{pid}/status") as f:
-            if f"TracerPid:\t{tracer.pid}" in f.read():
-                return tracer
-        assert time.monotonic() < deadline and tracer.poll() is None
-        time.sleep(0.01)
+    tracer = subprocess.Popen(argv, stderr=said)
+
+    def attached():                                      # which it says once it has stopped every thread
+        assert tracer.poll() is None, f"strace ended with {tracer.returncode}"
+        return b" attached" in os.pread(said.fileno(), 65536, 0)
+    wait_until(attached)
+    return tracer

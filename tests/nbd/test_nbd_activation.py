@@ -15,8 +15,8 @@ import nbd
 import pytest
 
 from lib import nbdraw, tools
-from lib.daemon import disk_args, die_with_parent, program
-from lib.patience import HANG
+from lib.daemon import disk_args, die_with_parent, free_port, program
+from lib.patience import HANG, listening, wait_until
 from lib.qmp import QMP, QMPError
 from lib.smalldisk import DATA, raw
 
@@ -102,11 +102,15 @@ def test_systemd_socket_activate(tmp):
         proc = subprocess.Popen(["systemd-socket-activate", "-l", f"{tmp}/s", "--fdname=disk", program(), "--nbd-server",
                                  "addr.type=fd,addr.str=disk", *disk_args(raw(tmp), "raw")],
                                 stdout=log, stderr=log, preexec_fn=die_with_parent)
-    while not os.path.exists(tmp / "s"):
+
+    def connection():
+        """Not before it listens; a mere look whether it does would be a client."""
         assert proc.poll() is None
-        time.sleep(0.01)
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            return nbdraw.Conn(f"{tmp}/s")
+
     for _ in range(3):
-        c = nbdraw.Conn(f"{tmp}/s").enter("disk")
+        c = wait_until(connection).enter("disk")
         assert c.read(0, 4096) == DATA[:4096]
         c.close()
     proc.send_signal(signal.SIGTERM)
@@ -148,9 +152,7 @@ def test_broken_number_of_descriptors(activated, tmp, listen_fds):
 def test_meant_for_another_process(activated, tmp):
     """As if a shell had been started by systemd: its children are not meant."""
     a = activated("-r", "-k", tmp / "own", raw(tmp), pid=1)
-    while not os.path.exists(tmp / "own"):
-        time.sleep(0.01)
-    assert nbdraw.Conn(str(tmp / "own")).enter("").read(0, 512) == DATA[:512]
+    assert nbdraw.Conn(str(listening(tmp / "own", a.proc))).enter("").read(0, 512) == DATA[:512]
     silent = nbdraw.Conn(a.paths[0], timeout=0.3)
     with pytest.raises(TimeoutError):
         silent.recv(1)
@@ -218,7 +220,9 @@ def test_notify_only_when_it_serves(activated, tmp):
 @contextlib.contextmanager
 def stopped(pid, name):
     """The process's thread of that name stands still."""
-    tid, = [int(t) for t in os.listdir(f"/proc/{pid}/task") if content(f"/proc/{pid}/task/{t}/comm") == name]
+    tids = wait_until(lambda: [int(t) for t in os.listdir(f"/proc/{pid}/task")
+                               if content(f"/proc/{pid}/task/{t}/comm") == name])
+    tid = min(tids, key=lambda t: began(pid, t))         # its workers have its name, and are younger
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.ptrace(16, tid, None, None):                 # PTRACE_ATTACH
         pytest.skip("no thread can be stopped here")
@@ -229,8 +233,14 @@ def stopped(pid, name):
         libc.ptrace(17, tid, None, None)                 # PTRACE_DETACH
 
 
+def began(pid, tid):
+    stat = content(f"/proc/{pid}/task/{tid}/stat")
+    return (int(stat.rpartition(")")[2].split()[19]) if stat else float("inf")), tid
+
+
 def content(path):
-    with open(path) as f:
+    """None, where the thread has gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path) as f:
         return f.read().strip()
 
 
@@ -243,6 +253,10 @@ def test_watchdog_asks_every_loop(activated, tmp, thread):
                       env={"NOTIFY_SOCKET": str(tmp / "notify"), "WATCHDOG_USEC": "100000"})
         assert "READY" in lines_of(manager)
         with stopped(a.proc.pid, thread):
+            with pytest.raises(BlockingIOError):         # what came until now
+                manager.setblocking(False)
+                while True:
+                    lines_of(manager)
             manager.settimeout(0.7)
             with pytest.raises(TimeoutError):
                 for _ in range(5):                       # some may be on their way
@@ -301,25 +315,27 @@ def vsock_listens():
         return False
 
 
-PORT = 20000 + os.getpid() % 20000
+@pytest.fixture
+def vsock_port():
+    return free_port(socket.AF_VSOCK, socket.VMADDR_CID_ANY)
 
 
 @pytest.mark.skipif(not vsock_loopback(), reason="no vsock loopback on this machine")
-def test_vsock_serves(daemon, tmp):
-    d = daemon.start("--nbd-server", f"addr.type=vsock,addr.cid=4294967295,addr.port={PORT}",
+def test_vsock_serves(daemon, tmp, vsock_port):
+    d = daemon.start("--nbd-server", f"addr.type=vsock,addr.cid=4294967295,addr.port={vsock_port}",
                      *disk_args(raw(tmp), "raw"))
-    assert tools.run("nbdinfo", "--size", f"nbd+vsock://1:{PORT}/disk").stdout == "4194304\n"
+    assert tools.run("nbdinfo", "--size", f"nbd+vsock://1:{vsock_port}/disk").stdout == "4194304\n"
     d.stop()
 
 
 @pytest.mark.skipif(not vsock_listens(), reason="no vsock on this machine")
-def test_vsock_listens_and_stops(daemon, tmp):
+def test_vsock_listens_and_stops(daemon, tmp, vsock_port):
     d = daemon.serve(raw(tmp), "raw")
+    address = {"addr": {"type": "vsock", "data": {"cid": "4294967295", "port": str(vsock_port)}}}
     for _ in range(2):                                   # the port is free again after the stop
-        d.qmp.cmd("nbd-server-start", {"addr": {"type": "vsock", "data": {"cid": "4294967295", "port": str(PORT + 1)}}})
+        d.qmp.cmd("nbd-server-start", address)
         with pytest.raises(QMPError, match="Failed to bind socket to 4294967295"):
-            d.qmp.cmd("nbd-server-start",
-                      {"addr": {"type": "vsock", "data": {"cid": "4294967295", "port": str(PORT + 1)}}})
+            d.qmp.cmd("nbd-server-start", address)
         d.qmp.cmd("nbd-server-stop")
 
 

@@ -126,7 +126,6 @@ def test_nothing_is_left_of_a_riot(daemon, tmp):
             t.join()
     assert not bad, bad
     wait_until(lambda: d.descriptors() <= peace)
-    assert d.descriptors() == peace
     wait_until(lambda: d.memory() - before < 32 << 20)
     c = d.enter("disk0")
     assert len(c.read(0, smalldisk.SIZE)) == smalldisk.SIZE

@@ -150,7 +150,7 @@ def test_write_of_more_than_the_largest_request(daemon, tmp, length):
     os.truncate(path, 40 << 20)
     d = daemon.serve(path, "raw")
     c = d.enter()
-    c.send(c.pack(CMD_WRITE, 0, length, data=b"x" * 65536))
+    c.offer(c.pack(CMD_WRITE, 0, length, data=b"x" * 65536))
     try:
         assert c.answer(c.last_cookie).error in (EINVAL, EOVERFLOW)
     except (ConnectionError, Closed):

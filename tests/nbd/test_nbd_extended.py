@@ -125,8 +125,7 @@ def test_everything(disk):
 
 def test_compact_request_ends_the_connection(disk):
     c = disk.enter(extended=True)
-    c.send(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, CMD_READ, 1, 0, 512))
-    c.send(bytes(4))                                     # as long as an extended one
+    c.send(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, CMD_READ, 1, 0, 512) + bytes(4))     # as long as an extended one
     assert c.closed_by_server()
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from lib import nbdraw, qmp, tools
-from lib.daemon import disk_args, free_port, program
+from lib.daemon import disk_args, free_port, gone, program
 from lib.patience import HANG, wait_until
 from lib.smalldisk import DATA, raw
 
@@ -28,13 +28,16 @@ def test_tcp(daemon, tmp):
 def test_tcp_answers_small_requests_at_once(daemon, tmp):
     """Without TCP_NODELAY each round trip takes 40 ms; a loaded machine is as slow now and then, not always."""
     c = daemon.serve(raw(tmp), "raw", listen="inet").enter()
-    took = []
-    for _ in range(200):
-        start = time.monotonic()
-        c.read(0, 512)
-        c.write(0, b"x" * 512)
-        took.append(time.monotonic() - start)
-    assert sorted(took)[50] < 0.03
+
+    def a_quarter_is_quick():
+        took = []
+        for _ in range(200):
+            start = time.monotonic()
+            c.read(0, 512)
+            c.write(0, b"x" * 512)
+            took.append(time.monotonic() - start)
+        return sorted(took)[50] < 0.03
+    wait_until(a_quarter_is_quick)
 
 
 def test_server_started_by_qmp(daemon, tmp):
@@ -148,5 +151,5 @@ def test_daemonize_returns_when_serving(tmp):
         assert nbdraw.Conn(f"{tmp}/s").enter("disk").read(0, 512) == DATA[:512]
     finally:
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+        wait_until(lambda: gone(pid))
     assert not (tmp / "pid").exists()

@@ -186,10 +186,10 @@ def test_idle_clients(daemon, tmp, n):
     before = d.memory()
     each, rest = 24 * 1024, 4 * MIB                      # 1,000 of them: 24 MiB
     clients = [d.enter() for _ in range(n)]
-    assert d.memory() - before < n * each + rest
+    wait_until(lambda: d.memory() - before < n * each + rest)
     for c in clients:
         c.read(0, 4096)
-    assert d.memory() - before < n * each + rest
+    wait_until(lambda: d.memory() - before < n * each + rest)
     for c in clients:
         c.write(0, b"x" * 65536)
     wait_until(lambda: d.memory() - before < n * each + rest + 4 * MIB)
@@ -381,8 +381,8 @@ def test_limit_of_an_export(daemon, tmp):
 
     def comes_in():
         try:
-            d.enter()
-            return True
+            with d.connect() as c:
+                return c.enter("disk")
         except nbdraw.OptionRefused:
             return False
     wait_until(comes_in)

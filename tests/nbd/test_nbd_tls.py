@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """TLS as it should be: certificates, keys, modes, several listeners, and who may come in."""
 
+import contextlib
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ import nbd
 import pytest
 
 from lib import pki as pki_module, tools
-from lib.daemon import DidNotStart, disk_args, program
+from lib.daemon import DidNotStart, disk_args, is_qsd, program
 from lib.nbdproto import *                               # noqa: F403
 from lib.patience import HANG, wait_until
 from lib.smalldisk import DATA, SIZE, raw
@@ -168,9 +169,10 @@ def test_the_fast_cipher_is_chosen(psk, pki, tmp):
         server = socket.socket(socket.AF_UNIX)
         server.connect(psk.nbd_address)
         threading.Thread(target=relay, args=(client, server, None), daemon=True).start()
-        while data := server.recv(65536):
-            seen.append(data)
-            client.sendall(data)
+        with contextlib.suppress(ConnectionError):       # nbdinfo goes when it knows enough
+            while data := server.recv(65536):
+                seen.append(data)
+                client.sendall(data)
 
     threading.Thread(target=serve, daemon=True).start()
     tools.run("nbdinfo", "--size", pki.uri(psk, "psk", "alice").replace("/nbds&", "/relay&"))
@@ -212,10 +214,7 @@ def test_export_name_before_tls_ends_the_connection(x509):
 def test_abort_before_tls(x509):
     c = connect(x509)
     c.send_option(OPT_ABORT)
-    try:
-        assert c.option_reply().type in (REP_ACK, REP_ERR_TLS_REQD)
-    except ConnectionResetError:
-        pass
+    assert c.option_reply().type in (REP_ACK, REP_ERR_TLS_REQD)
     assert c.ends()
 
 
@@ -320,10 +319,10 @@ def test_certificates_that_may(daemon, tmp, pki, authz, allowed):
         c = connect(d)
         try:
             c.starttls(pki.context(who))
-        except (ssl.SSLError, ConnectionResetError):
+        except pki_module.GONE:
             continue
         assert c.ends()
-    if set(allowed) != {"client", "other"} and d.stderr().count("merinod"):
+    if set(allowed) != {"client", "other"} and not is_qsd():
         wait_until(lambda: "not authorised" in d.stderr())
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lib import pki as pki_module, tools
+from lib import nbdraw, pki as pki_module, tools
 from lib.daemon import disk_args, free_port, is_qsd
 from lib.nbdproto import *                               # noqa: F403
 from lib.patience import HANG, wait_until
@@ -88,7 +88,7 @@ def hello(pki):
 def says_no_more(c):
     """Alerts may come, then the end; no NBD."""
     got = b""
-    with contextlib.suppress(ConnectionResetError):
+    with contextlib.suppress(ConnectionError):
         while data := c.sock.recv(65536):
             got += data
     assert struct.pack(">Q", OPT_REPLY_MAGIC) not in got
@@ -139,7 +139,7 @@ def test_starttls_twice(x509, pki):
 def test_starttls_without_fixed_newstyle(x509):
     c = pki_module.Conn(x509.nbd_address)
     c.greet(NO_ZEROES)
-    c.send_option(OPT_STARTTLS)
+    c.offer(OPTS_MAGIC + struct.pack(">II", OPT_STARTTLS, 0))
     assert c.ends()
 
 
@@ -159,8 +159,8 @@ GARBAGE = {
 @pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
 def test_garbage_instead_of_a_hello(x509, data):
     c = acknowledged(x509)
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        c.send(data)
+    c.offer(data)
+    with contextlib.suppress(OSError):                   # not connected any more
         c.sock.shutdown(socket.SHUT_WR)
     says_no_more(c)
 
@@ -185,7 +185,7 @@ def handshake_fails(d, context):
         c.starttls(context)
         c.send_option(OPT_LIST)
         assert c.ends()
-    except (ssl.SSLError, ConnectionResetError, BrokenPipeError) as e:
+    except pki_module.GONE as e:
         return getattr(e, "reason", None)
 
 
@@ -204,7 +204,7 @@ def test_certificates(x509, pki, who, version):
         pytest.skip("QEMU lets a server's certificate in")
     handshake_fails(x509, only(pki.context(who), version))
     done = tools.run("nbdinfo", "--size", pki.uri(x509, who), check=False)
-    assert done.returncode == 1 and not done.stdout
+    assert done.returncode and not done.stdout           # 1, or SIGPIPE: libnbd leaves that to its programs
 
 
 @pytest.mark.merino_only
@@ -222,7 +222,7 @@ def test_a_certificate_that_was_taken_back(daemon, tmp, pki, version):
     pki.revoke("other", into=here)
     d = start(daemon, tmp, *pki.x509_object(where="s-crl"))
     handshake_fails(d, only(pki.context("other"), version))
-    assert tools.run("nbdinfo", "--size", pki.uri(d, "other"), check=False).returncode == 1
+    assert tools.run("nbdinfo", "--size", pki.uri(d, "other"), check=False).returncode
     assert tools.run("nbdinfo", "--size", pki.uri(d, "client")).stdout == f"{SIZE}\n"
 
 
@@ -234,7 +234,7 @@ def test_no_certificate_where_none_is_asked_for(daemon, tmp, pki):
 @pytest.mark.parametrize("who, user", [("psk-wrong", "alice"), ("psk-stranger", "mallory")])
 def test_keys(psk, pki, who, user):
     done = tools.run("nbdinfo", "--size", pki.uri(psk, who, user), check=False)
-    assert done.returncode == 1 and not done.stdout
+    assert done.returncode and not done.stdout           # 1, or SIGPIPE: libnbd leaves that to its programs
 
 
 def test_an_unknown_user_looks_like_a_wrong_key(psk, pki):
@@ -267,21 +267,33 @@ def test_old_versions(daemon, tmp, pki, version, priority):
 @pytest.mark.merino_only
 @pytest.mark.parametrize("stage", ["silent", "half-a-hello", "drip", "no-finish", "half-a-finish"])
 def test_a_handshake_that_stalls_is_ended_in_time(daemon, tmp, pki, stage):
+    """Who is in order comes in; on a busy machine a second may be too short for that, too."""
     d = start(daemon, tmp, *pki.x509_object(), listen="tls-creds=tls,handshake-max-seconds=1")
-    c, m = acknowledged(d), Memory(pki.context())
-    first = m.step()
-    if stage == "half-a-hello":
-        c.send(first[:len(first) // 2])
-    elif stage in ("no-finish", "half-a-finish"):
-        c.send(first)
-        last = m.step(c.sock.recv(65536))
-        c.send(last[:len(last) // 2] if stage == "half-a-finish" else b"")
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+
+    def stalls():
+        c, m = acknowledged(d), Memory(pki.context())
+        first = m.step()
+        if stage == "half-a-hello":
+            c.send(first[:len(first) // 2])
+        elif stage in ("no-finish", "half-a-finish"):
+            c.send(first)
+            if not (answer := c.sock.recv(65536)):
+                raise nbdraw.Closed("too soon")
+            last = m.step(answer)
+            c.send(last[:len(last) // 2] if stage == "half-a-finish" else b"")
+        return c, first
+
+    def comes_so_far():
+        with contextlib.suppress(*pki_module.GONE):
+            return stalls()
+
+    c, first = wait_until(comes_so_far)
+    with contextlib.suppress(ConnectionError):
         for byte in first if stage == "drip" else b"":
             c.send(bytes([byte]))
             time.sleep(0.02)
     says_no_more(c)
-    assert tools.run("nbdinfo", "--size", pki.uri(d)).stdout == f"{SIZE}\n"
+    wait_until(lambda: tools.run("nbdinfo", "--size", pki.uri(d), check=False).stdout == f"{SIZE}\n")
 
 
 def test_resets_at_every_stage(daemon, tmp, pki):

@@ -17,6 +17,9 @@ from lib.patience import HANG
 pytestmark = pytest.mark.merino_only
 
 
+PATIENT = "--lock-wait", "60000"                         # the kernel of a busy machine, with a dead process's images
+
+
 class Kept:
     """One set of options, started again and again."""
 
@@ -371,7 +374,8 @@ def test_port_of_the_dead_is_taken_again(daemon, tmp):
     """The kernel closes a killed process's ring, and what that listened on, a little later."""
     image, port = tools.create(tmp / "a.qcow2", "1M"), free_port()
     for _ in range(5):
-        d = daemon.start("--nbd-server", f"addr.type=inet,addr.host=127.0.0.1,addr.port={port}", *disk_args(image), listen=None)
+        d = daemon.start(*PATIENT, "--nbd-server", f"addr.type=inet,addr.host=127.0.0.1,addr.port={port}",
+                         *disk_args(image), listen=None)
         d.nbd_address = ("127.0.0.1", port)
         assert d.libnbd().get_size() == 1 << 20
         d.close_clients()
@@ -423,7 +427,7 @@ class Client(threading.Thread):
 
 
 def kill_and_start(kept, cycles):
-    d = kept.start()
+    d = kept.start(*PATIENT)
     make(d, kept.image())
     client = Client(kept.nbd)
     client.start()
@@ -439,7 +443,7 @@ def kill_and_start(kept, cycles):
         d.proc.wait()
         d.ended = True
         since = time.monotonic()
-        d = kept.start()
+        d = kept.start(*PATIENT)
         took.append(time.monotonic() - since)
         assert exports(d) == ["v"]
     client.stop = True
