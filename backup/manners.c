@@ -15,7 +15,13 @@
 #define FORGET_NS 10000000000ull	/* without one for so long: the next guest is another */
 #define LATE_NS 1000000u	/* what timers cost is made up for */
 #define CALM 64u		/* periods */
+#define PEAK_NS 8000000000ull	/* the peak is forgotten after so long, or twice that */
+#define SPELL_NS 40000000u	/* it is what goes through in so long at least */
+#define HURRY_EVERY_NS 6000000000ull	/* one such spell without regard, to see the peak again */
 #define RATE_FIRST (64u << 20)
+#define RATE_HURRY (1ull << 30)	/* no limit */
+#define HURRIES_FIRST 2u
+#define HURRY_PIECES 6u		/* requests beside each other keep any storage busy */
 #define RATE_MIN (4u << 20)
 #define RATE_MAX (64ull << 30)
 
@@ -24,7 +30,14 @@ static void period_begin(struct manners *m, const struct loop_guests *g, uint64_
 	m->since_ns = now;
 	m->ended = g->ended;
 	m->ns = g->ns;
+	m->kept_ns = g->kept_ns;
 	m->bytes = 0;
+}
+
+static void spell_begin(struct manners *m, uint64_t now)
+{
+	m->spell_ns = now;
+	m->spell_bytes = 0;
 }
 
 bool manners_needed(const struct manners *m, uint64_t now)
@@ -33,9 +46,11 @@ bool manners_needed(const struct manners *m, uint64_t now)
 }
 
 /* Nothing is known of a guest that comes anew. */
-static void forget(struct manners *m)
+static void forget(struct manners *m, uint64_t now)
 {
-	m->base_ns = m->probed_ns = m->peak = 0;
+	m->base_ns = m->plain_ns = m->probed_ns = m->peak = m->peak_before = 0;
+	m->hurries = HURRIES_FIRST;
+	spell_begin(m, now);
 	m->rate = RATE_FIRST;
 }
 
@@ -46,7 +61,7 @@ bool manners_look(struct manners *m, const struct loop_guests *g, uint64_t now)
 	if (g->begun == m->seen && g->begun == g->ended)
 		return was;
 	if (!m->asked_ns || now - m->asked_ns > FORGET_NS)
-		forget(m);
+		forget(m, now);
 	m->seen = g->begun;
 	m->asked_ns = now;
 	if (!was) {
@@ -57,57 +72,106 @@ bool manners_look(struct manners *m, const struct loop_guests *g, uint64_t now)
 	return true;
 }
 
+static uint64_t smooth(uint64_t before, uint64_t now)
+{
+	return before ? (3 * before + now) / 4 : now;
+}
+
+/* A guest is to keep half of what it does when nobody makes a backup: what the view
+ * costs it counts, but what is little beside that is noise. */
+static bool is_late(const struct manners *m, uint64_t ns)
+{
+	return m->base_ns && ns > max_u64(2 * m->plain_ns, m->base_ns / 4 * 5);
+}
+
 /* Nothing of ours is in flight: the guests' requests take what they take. */
 static void probe(struct manners *m, const struct loop_guests *g, uint64_t now)
 {
-	uint64_t n = g->ended - m->ended, ns;
+	uint64_t n = g->ended - m->ended, ns, kept;
 
 	if (n < PROBE_REQUESTS && now - m->since_ns < PROBE_NS)
 		return;
 	ns = n ? (g->ns - m->ns) / n : now - m->since_ns;
-	if (n || g->begun != g->ended)		/* one that is still under way takes that long, too */
-		m->base_ns = m->base_ns ? (3 * m->base_ns + ns) / 4 : ns;
+	kept = n ? min_u64((g->kept_ns - m->kept_ns) / n, ns) : 0;
+	if (n || g->begun != g->ended) {	/* one that is still under way takes that long, too */
+		m->base_ns = smooth(m->base_ns, ns);
+		m->plain_ns = smooth(m->plain_ns, ns - kept);
+	}
 	m->probing = false;
 	m->probed_ns = m->next_ns = now;
 	period_begin(m, g, now);
 }
 
-/* Twice as much until it was too much once; little where that is near, but more and more
- * while it does not come: storage may be faster than it was. */
+/* What storage was seen to do lately.  The most counts: it does less when there is less
+ * to do, and when somebody else, or a processor that is not there, is in the way. */
+static uint64_t peak(const struct manners *m)
+{
+	return max_u64(m->peak, m->peak_before);
+}
+
+static uint64_t per_second(uint64_t bytes, uint64_t ns)
+{
+	return bytes * 1000 / max_u64(ns / (SECOND_NS / 1000), 1);
+}
+
+static void note_peak(struct manners *m, uint64_t now)
+{
+	uint64_t took = now - m->spell_ns;
+
+	m->spell_bytes += m->bytes;
+	if (took < SPELL_NS)
+		return;
+	if (now - m->peak_ns > PEAK_NS) {
+		m->peak_before = m->peak;
+		m->peak = 0;
+		m->peak_ns = now;
+	}
+	m->peak = max_u64(m->peak, per_second(m->spell_bytes, took));
+	if (m->hurries && !--m->hurries)
+		m->rate = peak(m) / 4 * 3;
+	spell_begin(m, now);
+}
+
+/* Little where it was too much, but more and more while it does not come: storage may be
+ * faster than it was. */
 static uint64_t growth(const struct manners *m)
 {
 	uint64_t times = (uint64_t)m->calm * m->calm / (CALM * CALM);
 
-	if (!m->peak)
-		return m->rate;
-	if (m->rate < m->peak / 4 * 3)
+	if (m->rate < peak(m) / 4 * 3)
 		times = max_u64(times, 16);
 	return m->rate / 512 * min_u64(max_u64(times, 1), 32);
 }
 
-/* What went through although more was asked for is what storage can do.  If all of it
- * did, we do not know that, and perhaps it is not us who are in the guests' way. */
-static void too_much(struct manners *m, uint64_t through)
+/* Never below half of the peak.  Who goes as slowly as that for long does not see what
+ * would go through: so now and then he hurries. */
+static void slow_down(struct manners *m, uint64_t through, uint64_t now)
 {
-	if (!m->peak)
-		m->peak = through;
-	else if (through > m->peak || through < m->rate / 8 * 7)
-		m->peak = (3 * m->peak + through) / 4;
-	m->rate = max_u64(min_u64(m->rate, through) * 3 / 4, m->peak * 3 / 5);
+	uint64_t floor = peak(m) / 2;
+
+	m->rate = max_u64(min_u64(m->rate, through) / 4 * 3, floor);
 	m->calm = 0;
+	if (m->rate == floor && now - m->hurried_ns > HURRY_EVERY_NS) {
+		m->hurried_ns = now;
+		m->hurries = 1;
+		spell_begin(m, now);
+	}
 }
 
 static void judge(struct manners *m, const struct loop_guests *g, uint64_t now)
 {
-	uint64_t n = g->ended - m->ended, ns, took = now - m->since_ns, through;
+	uint64_t n = g->ended - m->ended, took = now - m->since_ns, through;
+	bool hurried = m->hurries > 0;
 
 	if (took < PERIOD_NS || (n < PERIOD_REQUESTS && took < PERIOD_MAX_NS))
 		return;
-	ns = n ? (g->ns - m->ns) / n : took;
-	through = m->bytes * 1000 / (took / (SECOND_NS / 1000));
+	through = per_second(m->bytes, took);
 	m->quick_ns += m->quick_ns / 64;
-	if (m->base_ns && ns > 2 * m->base_ns) {
-		too_much(m, through);
+	note_peak(m, now);
+	if (hurried) {
+		;
+	} else if (is_late(m, n ? (g->ns - m->ns) / n : took)) {
+		slow_down(m, through, now);
 	} else if (through >= m->rate / 2) {
 		m->rate += growth(m);
 		m->calm = (unsigned)min_u64(m->calm + 1u, 100 * CALM);
@@ -116,11 +180,18 @@ static void judge(struct manners *m, const struct loop_guests *g, uint64_t now)
 	period_begin(m, g, now);
 }
 
+static uint64_t rate(const struct manners *m)
+{
+	return m->hurries ? max_u64(2 * peak(m), RATE_HURRY) : m->rate;
+}
+
 /* Two requests beside each other keep storage busy; a target that is far away takes as
  * many as are under way at this rate. */
 static uint64_t room(const struct manners *m, uint64_t piece)
 {
-	return piece + m->rate / 1000 * (2 * m->quick_ns / 1000) / 1000;
+	uint64_t far = max_u64(m->rate, peak(m)) / 1000 * (2 * m->quick_ns / 1000) / 1000;
+
+	return m->hurries ? HURRY_PIECES * piece + 2 * far : piece + far;
 }
 
 uint64_t manners_wait(struct manners *m, const struct loop_guests *g, uint64_t now, uint64_t in_flight,
@@ -130,7 +201,7 @@ uint64_t manners_wait(struct manners *m, const struct loop_guests *g, uint64_t n
 		return 0;
 	if (m->probing) {
 		probe(m, g, now);
-	} else if (now - m->probed_ns > PROBE_EVERY_NS) {
+	} else if (now - m->probed_ns > PROBE_EVERY_NS && (!m->hurries || !m->probed_ns)) {
 		if (in_flight)
 			return PROBE_NS;
 		m->probing = true;
@@ -149,7 +220,7 @@ void manners_began(struct manners *m, uint64_t now, uint64_t len)
 {
 	if (!manners_needed(m, now))
 		return;
-	m->next_ns = max_u64(m->next_ns, now - min_u64(now, LATE_NS)) + len * 1000 / (m->rate / 1000000);
+	m->next_ns = max_u64(m->next_ns, now - min_u64(now, LATE_NS)) + len * 1000 / (rate(m) / 1000000);
 	m->bytes += len;
 }
 

@@ -381,7 +381,7 @@ static void keep_range(struct save *s, uint64_t begin, uint64_t end)
 static void keep(struct save *s, uint64_t off, uint64_t len)
 {
 	struct view *v = s->v;
-	uint64_t first, end;
+	uint64_t first, end, begun;
 
 	if (v->broken || v->closing || !len || off >= v->size)
 		return;
@@ -390,8 +390,10 @@ static void keep(struct save *s, uint64_t off, uint64_t len)
 	end = ((off + len - 1) >> v->bits) + 1;
 	if (!view_has_to_keep(v, first, end))
 		return;
+	begun = loop_now();
 	view_enter(v);
 	keep_range(s, first, end);
+	loop_guests()->kept_ns += loop_now() - begun;
 	v->stats.waited_ns = max_u64(v->stats.waited_ns, s->wait.waited);
 	view_leave(v);
 }

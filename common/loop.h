@@ -62,7 +62,8 @@ void loop_expect_soon(void);
  * them.  Who copies in the background makes room by it. */
 struct loop_guests {
 	uint64_t begun, ended;		/* requests */
-	uint64_t ns;			/* that those which ended took, all in all */
+	uint64_t ns;			/* that those which ended took, all in all, */
+	uint64_t kept_ns;		/* and of that, what a view took to keep what they overwrote */
 };
 struct loop_guests *loop_guests(void);
 
