@@ -350,7 +350,8 @@ int node_attach_child(struct node *n, struct node *child, enum node_child c, str
 		return rc;
 	}
 	n->child[c] = child;
-	n->driver->child_perm(n, c, 0, PERM_ALL, &perm, &shared);
+	if (!n->inactive)		/* else it asks for nothing, as after blockdev-set-active */
+		n->driver->child_perm(n, c, 0, PERM_ALL, &perm, &shared);
 	rc = node_use_add(&n->child_use[c], child, perm, shared, err, "node '%s' as '%s'",
 			  n->name[0] ? n->name : n->driver->name, child_names[c]);
 	if (rc) {

@@ -326,6 +326,15 @@ static int open_and_permit(struct node *n, const struct node *flags, struct json
 	return rc ? rc : node_refresh_parents(n, err);
 }
 
+/* A child that was left, or was tried and left: its lock bytes are what it needs now. */
+static void thaw(struct node *child)
+{
+	if (!child)
+		return;
+	node_freeze(child, false);
+	node_use_refresh(child, NULL);
+}
+
 static int close_and_open(struct reopening *r, struct error *err)
 {
 	struct node *n = r->node, *old_child[CHILD_COUNT], old_flags = { 0 };
@@ -354,10 +363,8 @@ static int close_and_open(struct reopening *r, struct error *err)
 		}
 	}
 	for (unsigned c = 0; c < CHILD_COUNT; c++) {
-		if (old_child[c]) {
-			node_freeze(old_child[c], false);
-			node_use_refresh(old_child[c], NULL);
-		}
+		thaw(old_child[c]);
+		thaw(r->child[c]);
 		node_unref(old_child[c]);
 	}
 	return rc;
@@ -381,16 +388,32 @@ static int open_beside(struct reopening *r, struct error *err)
 	return rc;
 }
 
+/* N has no backing image.  What its users let others do with this one, they are asked. */
+static int attach_backing(struct node *n, struct node *backing, struct error *err)
+{
+	int rc = node_attach_child(n, node_ref(backing), CHILD_BACKING, err);
+
+	return rc ? rc : node_use_refresh(n, err);
+}
+
+static void detach_backing(struct node *n)
+{
+	node_use_drop(&n->child_use[CHILD_BACKING]);
+	node_unref(n->child[CHILD_BACKING]);
+	n->child[CHILD_BACKING] = NULL;
+}
+
 int node_set_backing(struct node *n, struct node *backing, struct error *err)
 {
-	struct node *old = n->child[CHILD_BACKING];
+	struct node *old = n->child[CHILD_BACKING] ? node_ref(n->child[CHILD_BACKING]) : NULL;
 	int rc = 0;
 
-	node_use_drop(&n->child_use[CHILD_BACKING]);
-	n->child[CHILD_BACKING] = NULL;
+	detach_backing(n);
 	if (backing)
-		rc = node_attach_child(n, node_ref(backing), CHILD_BACKING, err);
-	if (rc && old && node_attach_child(n, node_ref(old), CHILD_BACKING, NULL))
+		rc = attach_backing(n, backing, err);
+	if (rc)
+		detach_backing(n);
+	if (rc && old && attach_backing(n, old, NULL))
 		log_error("backing image lost: node=%s", n->name);
 	n->driver->backing_changed(n);
 	node_unref(old);

@@ -14,6 +14,7 @@ struct state {
 	bool starting;			/* changes are kept in memory, and written once */
 	bool replaying;
 	struct json_object *graph, *config;
+	struct json_object *outliving;	/* names: see state-inside.c; NULL: none yet */
 };
 
 extern struct state the_state;
@@ -40,6 +41,27 @@ const char *state_unkeepable(enum state_kind kind, struct json_object *args);
 
 /* state-active.c: GRAPH has the nodes inactive that are so now.  0 or -ENOMEM. */
 int state_follow_nodes(struct json_object *graph, bool *changed);
+
+/* state-inside.c: nodes that are described inside of others. */
+typedef void (*state_inside_fn)(struct json_object *holder, const char *key,
+				struct json_object *description, void *arg);
+void state_each_inside(struct json_object *args, state_inside_fn fn, void *arg);
+/* What GRAPH says of a node, wherever; borrowed; NULL: nothing. */
+struct json_object *state_description(struct json_object *graph, const char *name);
+/* GRAPH, which says something of the node, says NOW.  0 or -ENOMEM. */
+int state_describe(struct json_object *graph, const char *name, struct json_object *now);
+/* blockdev-reopen's options O of a node that was described as BEFORE: children that are
+ * described there take their descriptions along.  NULL: no memory. */
+struct json_object *state_with_descriptions(struct json_object *o, struct json_object *before);
+/* ARGS of a node inside of another, which do not inherit what N is, say it. */
+struct node;
+void state_say_inherited(struct json_object *args, const struct node *n);
+/* Whether ARGS refer to a node by a name that the next process does not know. */
+bool state_names_unnamed(struct json_object *args);
+/* LOST: descriptions that GRAPH had.  What was inside of them and lives gets an entry. */
+int state_keep_outliving(struct json_object *graph, struct json_object *lost, bool *changed);
+/* … and loses it when it does not live any more. */
+void state_forget_gone(struct json_object *graph, bool *changed);
 
 /* state-file.c */
 int state_file_open(struct state *s, struct error *err);

@@ -159,25 +159,54 @@ static int make(struct json_object *entry, enum state_kind kind, struct error *e
 	return rc;
 }
 
-/* Whether a string in O is the name of an entry of LIST that is not DONE, other
- * than the one at SELF. */
-static bool refers(struct json_object *o, struct json_object *list, const bool *done, size_t self)
-{
-	if (json_object_is_type(o, json_type_string)) {
-		int at = state_find(list, STATE_NODE, json_object_get_string(o));
+struct names {
+	struct json_object *entry_of;	/* node name: the index of the entry that describes it */
+	size_t i;			/* the one that is being looked at */
+};
 
-		return at >= 0 && (size_t)at != self && !done[at];
+static void note_name(struct json_object *holder, const char *key, struct json_object *args, void *arg)
+{
+	struct names *n = arg;
+	const char *name = json_object_get_string(json_object_object_get(args, "node-name"));
+
+	if (name)
+		json_object_object_add(n->entry_of, name, json_object_new_int64((int64_t)n->i));
+}
+
+static struct json_object *note_names(struct json_object *list)
+{
+	struct names n = { .entry_of = json_object_new_object() };
+
+	for (; n.i < json_object_array_length(list); n.i++) {
+		struct json_object *e = json_object_array_get_idx(list, n.i);
+
+		if (!state_entry_is(e, STATE_NODE))
+			continue;
+		note_name(NULL, NULL, state_entry_args(e), &n);
+		state_each_inside(state_entry_args(e), note_name, &n);
 	}
+	return n.entry_of;
+}
+
+/* Whether a string in O is the name of a node that an entry which is not DONE describes,
+ * other than the one at SELF. */
+static bool refers(struct json_object *o, struct json_object *entry_of, const bool *done, size_t self)
+{
+	struct json_object *at;
+
+	if (json_object_is_type(o, json_type_string))
+		return json_object_object_get_ex(entry_of, json_object_get_string(o), &at) &&
+		       (size_t)json_object_get_int64(at) != self && !done[json_object_get_int64(at)];
 	for (size_t i = 0; json_object_is_type(o, json_type_array) && i < json_object_array_length(o);
 	     i++) {
-		if (refers(json_object_array_get_idx(o, i), list, done, self))
+		if (refers(json_object_array_get_idx(o, i), entry_of, done, self))
 			return true;
 	}
 	if (!json_object_is_type(o, json_type_object))
 		return false;
 	json_object_object_foreach(o, key, value) {
 		(void)key;
-		if (refers(value, list, done, self))
+		if (refers(value, entry_of, done, self))
 			return true;
 	}
 	return false;
@@ -185,7 +214,8 @@ static bool refers(struct json_object *o, struct json_object *list, const bool *
 
 /* The next one to make: what it refers to comes first, whatever the order in which
  * they were made (a reopened node may refer to a younger one). */
-static size_t next_entry(struct json_object *list, enum state_kind kind, const bool *done)
+static size_t next_entry(struct json_object *list, enum state_kind kind, struct json_object *entry_of,
+			 const bool *done)
 {
 	size_t n = json_object_array_length(list), first = n;
 
@@ -194,7 +224,7 @@ static size_t next_entry(struct json_object *list, enum state_kind kind, const b
 
 		if (done[i] || !state_entry_is(e, kind))
 			continue;
-		if (kind != STATE_NODE || !refers(state_entry_args(e), list, done, i))
+		if (kind != STATE_NODE || !refers(state_entry_args(e), entry_of, done, i))
 			return i;
 		if (first == n)
 			first = i;	/* they refer to each other: the error will tell */
@@ -222,18 +252,19 @@ static int replay_one(struct json_object *entry, enum state_kind kind, struct er
 
 static int replay(enum state_kind kind, struct error *err)
 {
-	struct json_object *list = json_object_get(the_state.graph);
+	struct json_object *list = json_object_get(the_state.graph), *entry_of = note_names(list);
 	size_t n = json_object_array_length(list), i;
 	bool *done = calloc(n + 1, sizeof(*done));
 	int rc = done ? 0 : error_set(err, -ENOMEM, "Out of memory");
 
 	the_state.replaying = true;
-	while (!rc && (i = next_entry(list, kind, done)) < n) {
+	while (!rc && (i = next_entry(list, kind, entry_of, done)) < n) {
 		rc = replay_one(json_object_array_get_idx(list, i), kind, err);
 		done[i] = true;
 	}
 	the_state.replaying = false;
 	free(done);
+	json_object_put(entry_of);
 	json_object_put(list);
 	return rc;
 }

@@ -8,6 +8,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "common/options.h"
+#include "format/node.h"
 #include "nbd-server/state-int.h"
 
 struct state the_state = { .dir_fd = -1, .lock_fd = -1 };
@@ -207,9 +208,12 @@ static bool has_passed_descriptor(struct json_object *o)
 	return false;
 }
 
+/* A name of our making, "#block000", is another node's in the next process. */
+static const char unnamed[] = "a node that has no name";
+
 const char *state_unkeepable(enum state_kind kind, struct json_object *args)
 {
-	const char *type;
+	const char *type, *node;
 
 	switch (kind) {
 	case STATE_OBJECT:
@@ -220,7 +224,12 @@ const char *state_unkeepable(enum state_kind kind, struct json_object *args)
 		return type && !strcmp(type, "fd") ? "a passed descriptor" : NULL;
 	case STATE_NODE:
 		/* The fd-passing forms of file, and of nbd's server. */
-		return has_passed_descriptor(args) ? "a passed descriptor" : NULL;
+		if (has_passed_descriptor(args))
+			return "a passed descriptor";
+		return state_names_unnamed(args) ? unnamed : NULL;
+	case STATE_EXPORT:
+		node = string_in(args, "node-name");
+		return node && node[0] == '#' ? unnamed : NULL;
 	default:
 		return NULL;
 	}
@@ -245,50 +254,63 @@ static int change_add(struct json_object *graph, enum state_kind kind, struct js
 	int rc = 0;
 
 	if (what)
-		rc = error_set(err, -ENOTSUP, "%s '%s' is made of %s, which --state cannot keep; "
-			       "give it in the configuration", kinds[kind].name, key ? key : "", what);
+		rc = error_set(err, -ENOTSUP, "%s '%s' is made of %s, which --state cannot keep; give it %s",
+			       kinds[kind].name, key ? key : "", what,
+			       what == unnamed ? "a node-name" : "in the configuration");
 	else if (key && state_put(graph, kind, key, args))
 		rc = error_set(err, -ENOMEM, "Out of memory");
 	free(key);
 	return rc;		/* without a key the command will be refused */
 }
 
-/* A child that was described in place has a name of our making, which the next process
- * does not know: the description takes its place again. */
-static struct json_object *with_descriptions(struct json_object *o, struct json_object *before)
+/* The graph will not have it any more, or otherwise. */
+static int lose(struct state_change *c, struct json_object *description)
 {
-	struct json_object *copy = opts_copy(o);
-
-	json_object_object_foreach(o, key, value) {
-		struct json_object *then;
-
-		(void)value;
-		if (copy && string_in(o, key) && string_in(o, key)[0] == '#' &&
-		    json_object_object_get_ex(before, key, &then))
-			json_object_object_add(copy, key, json_object_get(then));
-	}
-	return copy;
+	if (!c->lost)
+		c->lost = json_object_new_array();
+	return c->lost && !json_object_array_add(c->lost, json_object_get(description)) ? 0 : -ENOMEM;
 }
 
-static int change_replace(struct json_object *graph, enum state_kind kind, struct json_object *args,
-			  struct error *err)
+/* The node, which has an entry or is described inside of one, is described otherwise. */
+static int change_description(struct state_change *c, const char *name, struct json_object *now,
+			      struct error *err)
+{
+	const char *what = state_unkeepable(STATE_NODE, now);
+	struct json_object *then = state_description(c->next, name);
+
+	if (what)
+		return change_add(c->next, STATE_NODE, now, err);	/* says why not */
+	if (lose(c, then) || state_describe(c->next, name, now))
+		return error_set(err, -ENOMEM, "Out of memory");
+	return 0;
+}
+
+static int replace_one(struct state_change *c, struct json_object *o, struct error *err)
+{
+	static const struct node plain;		/* what is left out is the default again */
+	const char *key = string_in(o, "node-name");
+	struct json_object *then = key ? state_description(c->next, key) : NULL, *now;
+	int rc;
+
+	if (!then)
+		return 0;
+	now = state_with_descriptions(o, then);
+	if (!now)
+		return error_set(err, -ENOMEM, "Out of memory");
+	if (state_find(c->next, STATE_NODE, key) < 0)
+		state_say_inherited(now, &plain);
+	rc = change_description(c, key, now, err);
+	json_object_put(now);
+	return rc;
+}
+
+static int change_replace(struct state_change *c, struct json_object *args, struct error *err)
 {
 	struct json_object *list = json_object_object_get(args, "options");
 	int rc = 0;
 
-	for (size_t i = 0; list && i < json_object_array_length(list) && !rc; i++) {
-		struct json_object *o = json_object_array_get_idx(list, i);
-		const char *key = string_in(o, kinds[kind].key);
-		int at = key ? state_find(graph, kind, key) : -1;
-		struct json_object *now;
-
-		if (at < 0)
-			continue;	/* described inside another: kept with that one */
-		now = with_descriptions(o, state_entry_args(json_object_array_get_idx(graph, (size_t)at)));
-		rc = now ? change_add(graph, kind, now, err)
-			 : error_set(err, -ENOMEM, "Out of memory");
-		json_object_put(now);
-	}
+	for (size_t i = 0; list && i < json_object_array_length(list) && !rc; i++)
+		rc = replace_one(c, json_object_array_get_idx(list, i), err);
 	return rc;
 }
 
@@ -324,6 +346,8 @@ static int change_remove(struct json_object *graph, enum state_kind kind, struct
 	if (at < 0)
 		return 0;
 	if (kind == STATE_OBJECT && forget_iothread(graph, key))
+		return error_set(err, -ENOMEM, "Out of memory");
+	if (kind == STATE_NODE && lose(c, state_entry_args(json_object_array_get_idx(graph, (size_t)at))))
 		return error_set(err, -ENOMEM, "Out of memory");
 	c->forgets_missing = json_object_object_get_ex(json_object_array_get_idx(graph, (size_t)at),
 						       "missing", NULL);
@@ -365,8 +389,7 @@ static int export_has_node(struct json_object *graph, const char *id, const char
 		json_object_object_add(now, "name", json_object_new_string(string_in(now, "node-name")));
 	if (now)
 		json_object_object_add(now, "node-name", json_object_new_string(node));
-	if (!now || state_put(graph, STATE_EXPORT, id, now))
-		rc = error_set(err, -ENOMEM, "Out of memory");
+	rc = now ? change_add(graph, STATE_EXPORT, now, err) : error_set(err, -ENOMEM, "Out of memory");
 	json_object_put(now);
 	return rc;
 }
@@ -380,24 +403,23 @@ static int change_move(struct json_object *graph, struct json_object *args, stru
 	return rc;
 }
 
-static int node_has_child(struct json_object *graph, const char *node, const char *key, const char *child,
+static int node_has_child(struct state_change *c, const char *node, const char *key, const char *child,
 			  struct error *err)
 {
-	int at = node ? state_find(graph, STATE_NODE, node) : -1, rc = 0;
-	struct json_object *now;
+	struct json_object *then = node ? state_description(c->next, node) : NULL, *now;
+	int rc;
 
-	if (at < 0 || !key || !child)
+	if (!then || !key || !child)
 		return 0;
-	now = opts_copy(state_entry_args(json_object_array_get_idx(graph, (size_t)at)));
+	now = opts_copy(then);
 	if (now)
 		json_object_object_add(now, key, json_object_new_string(child));
-	if (!now || state_put(graph, STATE_NODE, node, now))
-		rc = error_set(err, -ENOMEM, "Out of memory");
+	rc = now ? change_description(c, node, now, err) : error_set(err, -ENOMEM, "Out of memory");
 	json_object_put(now);
 	return rc;
 }
 
-static int change_exchange(struct json_object *graph, struct json_object *args, struct error *err)
+static int change_exchange(struct state_change *c, struct json_object *args, struct error *err)
 {
 	const char *qdev = string_in(args, "qdev-id"), *id = string_in(args, "export-id");
 	const char *with = string_in(args, "new-child");
@@ -405,9 +427,9 @@ static int change_exchange(struct json_object *graph, struct json_object *args, 
 	int rc;
 
 	if (string_in(args, "node-name"))
-		rc = node_has_child(graph, string_in(args, "node-name"), string_in(args, "child"), with, err);
+		rc = node_has_child(c, string_in(args, "node-name"), string_in(args, "child"), with, err);
 	else
-		rc = export_has_node(graph, of_path ? of_path : qdev ? qdev : id, with, err);
+		rc = export_has_node(c->next, of_path ? of_path : qdev ? qdev : id, with, err);
 	free(of_path);
 	return rc;
 }
@@ -419,7 +441,7 @@ static int change(const struct recorded *r, struct json_object *args, struct sta
 	case ADD:
 		return change_add(c->next, r->kind, args, err);
 	case REPLACE:
-		return change_replace(c->next, r->kind, args, err);
+		return change_replace(c, args, err);
 	case ACTIVE:
 		return 0;		/* known when it has run */
 	case REMOVE:
@@ -430,7 +452,7 @@ static int change(const struct recorded *r, struct json_object *args, struct sta
 	case MOVE:
 		return change_move(c->next, args, err);
 	case EXCHANGE:
-		return change_exchange(c->next, args, err);
+		return change_exchange(c, args, err);
 	}
 	return 0;
 }
@@ -453,8 +475,9 @@ int state_prepare(const char *command, struct json_object *args, struct state_ch
 	if (!rc)
 		rc = state_file_write(&the_state, c->next, err);
 	if (rc) {
+		json_object_put(c->lost);
 		json_object_put(c->next);
-		c->next = NULL;
+		c->lost = c->next = NULL;
 	}
 	c->activates = r->effect == ACTIVE || r->kind == STATE_EXPORT;
 	return rc;
@@ -483,11 +506,17 @@ static void undo(struct state_change *c)
 
 static int commit(struct state_change *c, struct error *err)
 {
-	bool changed = false;
+	bool changed = false, followed = false;
 	int rc = 0;
 
-	if (c->activates && state_follow_nodes(c->next, &changed))
-		rc = error_set(err, -ENOMEM, "Out of memory");
+	if (c->lost)
+		rc = state_keep_outliving(c->next, c->lost, &changed);
+	state_forget_gone(c->next, &changed);
+	if (!rc && (c->activates || changed))
+		rc = state_follow_nodes(c->next, &followed);
+	changed |= followed;
+	if (rc)
+		error_set(err, rc, "Out of memory");
 	if (!rc && changed)
 		rc = state_file_write(&the_state, c->next, err);
 	json_object_put(the_state.graph);
@@ -505,11 +534,13 @@ int state_finish(struct state_change *c, int rc, struct error *err)
 	}
 	if (rc) {
 		undo(c);
-		return rc;
+	} else {
+		rc = commit(c, err);
+		if (rc)
+			error_prefix(err, "done, but it will not outlive this process: ");
 	}
-	rc = commit(c, err);
-	if (rc)
-		error_prefix(err, "done, but it will not outlive this process: ");
+	json_object_put(c->lost);
+	c->lost = NULL;
 	return rc;
 }
 
@@ -545,6 +576,7 @@ void state_close(void)
 {
 	json_object_put(the_state.graph);
 	json_object_put(the_state.config);
-	the_state.graph = the_state.config = NULL;
+	json_object_put(the_state.outliving);
+	the_state.outliving = the_state.graph = the_state.config = NULL;
 	state_file_close(&the_state);
 }

@@ -46,6 +46,7 @@ void state_close(void);
 /* A command under way.  NEXT NULL: it changes nothing that is kept. */
 struct state_change {
 	struct json_object *next;	/* the graph afterwards */
+	struct json_object *lost;	/* descriptions of nodes that it has not, or has otherwise; NULL: none */
 	bool forgets_missing;		/* it removes what this start could not make */
 	bool activates;			/* it may change which nodes are inactive */
 };

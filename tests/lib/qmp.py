@@ -7,6 +7,13 @@ import socket
 from lib.patience import HANG, connect
 
 
+def without_sizes(value):
+    """A reply without what files occupy: that depends on who wrote to them last, and on when it was stored."""
+    if isinstance(value, dict):
+        return {k: without_sizes(v) for k, v in value.items() if k != "actual-size"}
+    return [without_sizes(v) for v in value] if isinstance(value, list) else value
+
+
 class QMPError(Exception):
     def __init__(self, error):
         super().__init__(f"{error['class']}: {error['desc']}")

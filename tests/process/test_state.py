@@ -190,6 +190,111 @@ def test_export_that_was_given_another_node(kept):
         d = kept.start()
 
 
+def test_what_is_inactive_lets_others_write_when_it_is_made_again(kept):
+    """A filter that asks to be alone above a disk that is written to: it asks for nothing while it is inactive."""
+    d = kept.start()
+    d.qmp.cmd("blockdev-add", node(kept.image(), "v"))
+    d.qmp.cmd("blockdev-add", {"driver": "copy-on-read", "node-name": "c", "file": "v"})
+    d.qmp.cmd("blockdev-set-active", {"node-name": "c", "active": False})
+    d.qmp.cmd("block-export-add", export("v"))
+    for _ in range(2):
+        active = {n["node-name"]: n["active"] for n in d.qmp.cmd("query-named-block-nodes")}
+        assert (active["v"], active["c"]) == (True, False)
+        d.libnbd("v").pwrite(b"x" * 512, 0)
+        d.kill()
+        d = kept.start()
+
+
+def seen(d):
+    """Nodes that have names, and what can be told of them."""
+    return {n["node-name"]: (n["drv"], n["ro"], n["cache"]["direct"], n["detect_zeroes"],
+                             sorted(c["node-name"] for c in n["children"] if c["node-name"][0] != "#"))
+            for n in d.qmp.cmd("query-named-block-nodes") if n["node-name"][0] != "#"}
+
+
+def named_inside(path, name, file):
+    return {"driver": "qcow2", "node-name": name, "file": {"driver": "file", "node-name": file, "filename": path}}
+
+
+def reopen(d, **options):
+    d.qmp.cmd("blockdev-reopen", {"options": [{k.replace("_", "-"): v for k, v in options.items()}]})
+
+
+def test_reopened_where_it_is_described(kept):
+    """A node that another one's description has inside, with a name: its options are kept there."""
+    path = kept.image()
+    d = kept.start()
+    d.qmp.cmd("blockdev-add", {**named_inside(path, "v", "f"), "cache": {"direct": True}})
+    reopen(d, driver="qcow2", node_name="v", file="f", detect_zeroes="on", cache={"direct": True})
+    assert seen(d)["f"][2]
+    reopen(d, driver="file", node_name="f", filename=path)
+    assert not seen(d)["f"][2]
+    before = seen(d)
+    for _ in range(2):
+        d.kill()
+        d = kept.start()
+        assert seen(d) == before
+
+
+def test_refers_to_what_is_described_inside_a_younger_one(kept):
+    d = kept.start()
+    d.qmp.cmd("blockdev-add", {"driver": "file", "node-name": "g", "filename": kept.image("g", "1M", fmt="raw")})
+    d.qmp.cmd("blockdev-add", {"driver": "raw", "node-name": "r", "file": "g"})
+    d.qmp.cmd("blockdev-add", named_inside(kept.image(), "v", "f"))
+    reopen(d, driver="raw", node_name="r", file="f")
+    before = seen(d)
+    assert before["r"][4] == ["f"]
+    for _ in range(2):
+        d.kill()
+        d = kept.start()
+        assert seen(d) == before
+
+
+@pytest.mark.parametrize("user", ["node", "export"])
+def test_outlives_what_it_was_described_in(kept, user):
+    d = kept.start()
+    d.qmp.cmd("blockdev-add", {**named_inside(kept.image(), "v", "f"), "read-only": True})
+    if user == "node":
+        d.qmp.cmd("blockdev-add", {"driver": "raw", "node-name": "r", "file": "f", "read-only": True})
+    else:
+        d.qmp.cmd("block-export-add", {"type": "nbd", "id": "r", "node-name": "f", "name": "f"})
+    d.qmp.cmd("blockdev-del", {"node-name": "v"})
+    before = seen(d)
+    assert before.keys() == ({"r", "f"} if user == "node" else {"f"}) and before["f"][1]
+    for _ in range(2):
+        d.kill()
+        d = kept.start()
+        assert seen(d) == before
+    d.kill()
+
+
+def test_outlives_it_until_nobody_uses_it(kept):
+    d = kept.start()
+    d.qmp.cmd("blockdev-add", named_inside(kept.image(), "v", "f"))
+    d.qmp.cmd("blockdev-add", {"driver": "raw", "node-name": "r", "file": "f"})
+    for name, left in (("v", ["f", "r"]), ("r", [])):
+        d.qmp.cmd("blockdev-del", {"node-name": name})
+        assert nodes(d) == left
+    d.kill()
+    assert nodes(kept.start()) == []
+
+
+def test_a_name_that_we_made_is_not_kept(kept):
+    """The next process may give it to another image."""
+    d = kept.start()
+    make(d, kept.image())
+    file, = [n["node-name"] for n in d.qmp.cmd("query-named-block-nodes") if n["drv"] == "file"]
+    assert file[0] == "#"
+    why = "is made of a node that has no name, which --state cannot keep; give it a node-name"
+    for command, arguments, what in [
+            ("block-export-add", {"type": "nbd", "id": "w", "node-name": file}, f"export 'w' {why}"),
+            ("blockdev-add", {"driver": "raw", "node-name": "r", "file": file}, f"blockdev 'r' {why}"),
+            ("qom-set", {"path": "/machine/peripheral/v/virtio-backend", "property": "drive", "value": file},
+             f"export 'v' {why}")]:
+        assert d.qmp.error(command, arguments)[1] == what
+    assert exports(d) == ["v"]
+
+
 def test_secrets_and_passed_descriptors(kept):
     """They are for the options, which give them at every start."""
     secret = ["--object", "secret,id=s0,data=xyzzy"]

@@ -224,3 +224,15 @@ def test_a_drive_becomes_active(disk, tmp):
     disk.qmp.cmd("qom-set", {"path": "/machine/peripheral/e/virtio-backend", "property": "drive", "value": "r"})
     assert nodes(disk)["r"] == nodes(disk)["rf"] == (True, False)
     disk.enter("q").write(0, b"x")
+
+
+def test_an_inactive_node_lets_others_write_below_it(disk):
+    """Copy-on-read asks to be alone, once it is active."""
+    export(disk)
+    disk.qmp.cmd("blockdev-add", {"driver": "copy-on-read", "node-name": "c", "file": "q", "active": False})
+    disk.enter("q").write(0, b"x")
+    assert disk.qmp.error("blockdev-set-active", {"node-name": "c", "active": True})[1].startswith(
+        "Conflicts with use by export 'e'")
+    disk.qmp.cmd("block-export-del", {"id": "e", "mode": "hard"})
+    set_active(disk, True, "c")
+    assert nodes(disk)["c"] == (True, False)

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Error classes and texts, which clients match; each as qemu-storage-daemon 7.2 says it."""
 
+import subprocess
+
 import pytest
 
 from lib import tools
+from lib.daemon import die_with_parent
+from lib.patience import HANG, listening
+from lib.qmp import without_sizes
 
 LONG = "x" * 120
 
@@ -104,9 +109,11 @@ def filled(value, d):
 
 @pytest.mark.parametrize("command, arguments, kind, text", CASES)
 def test_error(setup, command, arguments, kind, text):
-    before = setup.qmp.cmd("query-named-block-nodes"), setup.qmp.cmd("query-block-exports")
+    def graph():
+        return without_sizes([setup.qmp.cmd("query-named-block-nodes"), setup.qmp.cmd("query-block-exports")])
+    before = graph()
     assert setup.qmp.error(command, filled(arguments, setup)) == (kind, text)
-    assert (setup.qmp.cmd("query-named-block-nodes"), setup.qmp.cmd("query-block-exports")) == before
+    assert graph() == before
 
 
 @pytest.mark.parametrize("member, start", [("name", "export name '"), ("description", "description '")])
@@ -202,10 +209,13 @@ def test_lock_of_qemu_keeps_us_out(daemon, tmp):
     """qemu-nbd has the image; we say so and name no other reason."""
     image = tools.create(tmp / "a.qcow2", "4M")
     d = daemon.start()
-    tools.run("sh", "-c", 'qemu-nbd -t -f qcow2 -k "$1/s" --fork --pid-file "$1/p" "$2"', "sh", tmp, image)
+    other = subprocess.Popen([tools.need("qemu-nbd"), "-t", "-f", "qcow2", "-k", str(tmp / "s"), image],
+                             preexec_fn=die_with_parent)
     try:
+        listening(tmp / "s", other)
         assert d.qmp.error("blockdev-add", {"driver": "qcow2", "node-name": "n",
                                             "file": {"driver": "file", "filename": image}}) == (
             "GenericError", 'Failed to get "write" lock')
     finally:
-        tools.run("sh", "-c", 'kill "$(cat "$1/p")"', "sh", tmp)
+        other.terminate()
+        other.wait(HANG)

@@ -2,10 +2,12 @@
 """blockdev-reopen: what may change, what may not, all or nothing; under clients; texts and effects as QEMU's."""
 
 import threading
+import time
 
 import pytest
 
 from lib import tools
+from lib.patience import HANG
 
 MIB = 1 << 20
 
@@ -249,8 +251,10 @@ def test_under_a_client_that_writes(chain):
 
     t = threading.Thread(target=work)
     t.start()
+    i, end = 0, time.monotonic() + HANG
     try:
-        for i in range(30):
+        while i < 30 or (rounds[0] <= 20 and t.is_alive() and time.monotonic() < end):
+            i += 1
             reopen(chain, {**QB, "l2-cache-size": (1 + i % 3) * 65536, "discard": "unmap" if i % 2 else "ignore"})
             reopen(chain, {"driver": "file", "node-name": "f", "filename": chain.top,
                            "cache": {"direct": i % 2 == 0}})
@@ -310,3 +314,40 @@ def test_below_copy_on_read_writable_means_alone(daemon, tmp):
     reopen(d, {**c, "detect-zeroes": "on", "read-only": True})
     d.qmp.cmd("block-export-add", {**export, "node-name": "c", "writable": False})
     assert node(d, "c")["drv"] == "copy-on-read"
+
+
+@pytest.mark.merino_only
+def test_a_file_that_was_tried_in_vain_is_locked_when_it_is_used(daemon, tmp):
+    """Reopening on it failed behind its attaching: from then on it is a node like others."""
+    d = daemon.start()
+    for name, size in (("r", "1M"), ("s", "2M")):
+        d.qmp.cmd("blockdev-add", {"driver": "file", "node-name": name, "filename": tools.create(tmp / name, size, "raw")})
+    d.qmp.cmd("blockdev-add", {"driver": "raw", "node-name": "rr", "file": "r"})
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "e", "node-name": "rr", "name": "rr", "writable": True})
+    assert d.qmp.error("blockdev-reopen", {"options": [{"driver": "raw", "node-name": "rr", "file": "s"}]})[1] == (
+        "Node 'rr' would have another size; it is in use")
+    d.qmp.cmd("block-export-add", {"type": "nbd", "id": "s", "node-name": "s", "name": "s", "writable": True})
+    for name in ("r", "s"):
+        other = tools.run("qemu-img", "resize", "-q", "-f", "raw", tmp / name, "4M", check=False)
+        assert 'Failed to get "resize" lock' in other.stderr
+
+
+@pytest.mark.merino_only
+def test_a_new_backing_image_is_not_written_to_where_that_was_not_allowed(daemon, tmp):
+    """Copy-on-read stores what it found below: nobody may change that, whether it was there first or came later."""
+    d = daemon.start()
+    for name in ("b", "q"):
+        tools.create(tmp / name, "1M", "raw" if name == "b" else "qcow2")
+    q = {"driver": "qcow2", "node-name": "q", "file": "f"}
+    for n in [{"driver": "file", "node-name": "b", "filename": str(tmp / "b")},
+              {"driver": "file", "node-name": "f", "filename": str(tmp / "q")}, q,
+              {"driver": "copy-on-read", "node-name": "c", "file": "q"}]:
+        d.qmp.cmd("blockdev-add", n)
+    export = {"type": "nbd", "id": "e", "node-name": "b", "name": "b", "writable": True}
+    d.qmp.cmd("block-export-add", export)
+    assert "Conflicts with use by export 'e'" in d.qmp.error("blockdev-reopen", {"options": [{**q, "backing": "b"}]})[1]
+    assert "backing_file" not in node(d, "q")
+    d.qmp.cmd("block-export-del", {"id": "e"})
+    reopen(d, {**q, "backing": "b"})
+    assert d.qmp.error("block-export-add", export)[1] == (
+        "Conflicts with use by node 'q' as 'backing', which does not allow 'write' on b")
