@@ -74,8 +74,8 @@ struct copy {
 	uint64_t heard;			/* when the server last did something, ns */
 	uint64_t kept;			/* keep() was called last */
 	uint64_t allowed_from, started;	/* the limit: bytes asked for since then */
-	/* Shared, under the lock (libnbd may complete a request while it is asked for, so that
-	 * it is taken twice): */
+	/* Shared, under the lock, which is not held while libnbd is called: a handle has a lock
+	 * of its own, and a completion takes ours inside it. */
 	pthread_mutex_t lock;
 	pthread_cond_t to_sum, to_store;
 	struct piece *ring;
@@ -309,8 +309,12 @@ static struct conn *pick_conn(struct copy *c)
 	return NULL;
 }
 
+/* With the lock held, which it gives back for a moment: the other threads pass over what is
+ * asked for. */
 static int ask(struct copy *c, struct piece *p, struct conn *conn, struct error *err)
 {
+	int64_t cookie;
+
 	p->conn = conn;
 	p->came.n = 0;
 	p->came.bad = false;
@@ -318,13 +322,17 @@ static int ask(struct copy *c, struct piece *p, struct conn *conn, struct error 
 	p->answered = false;
 	p->state = PIECE_ASKED;
 	conn->in_flight++;
-	if (nbd_aio_pread_structured(conn->h, p->buf, p->ask_len, p->ask_off,
-				     (nbd_chunk_callback){ .callback = read_chunk, .user_data = p },
-				     (nbd_completion_callback){ .callback = read_complete, .user_data = p },
-				     0) >= 0)
+	pthread_mutex_unlock(&c->lock);
+	cookie = nbd_aio_pread_structured(conn->h, p->buf, p->ask_len, p->ask_off,
+					  (nbd_chunk_callback){ .callback = read_chunk, .user_data = p },
+					  (nbd_completion_callback){ .callback = read_complete, .user_data = p },
+					  0);
+	pthread_mutex_lock(&c->lock);
+	if (cookie >= 0)
 		return 0;
 	conn->in_flight -= !p->answered;
-	p->state = PIECE_UNASKED;
+	if (p->state == PIECE_ASKED)	/* else it has come, and others may be at it */
+		p->state = PIECE_UNASKED;
 	c->broken = true;
 	return error_set(err, -ECONNRESET, "%s: reading %llu bytes at offset %llu: %s", c->d->uri,
 			 (unsigned long long)p->len, (unsigned long long)p->off, nbd_get_error());
@@ -651,7 +659,7 @@ static int copy(struct copy *c, struct error *err)
 
 int backup_copy(struct backup *b, struct backup_disk *d, struct target *t, struct error *err)
 {
-	struct copy c = { .b = b, .d = d, .t = t, .lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP,
+	struct copy c = { .b = b, .d = d, .t = t, .lock = PTHREAD_MUTEX_INITIALIZER,
 			  .to_sum = PTHREAD_COND_INITIALIZER, .to_store = PTHREAD_COND_INITIALIZER };
 	int rc;
 
