@@ -58,12 +58,12 @@ static void look(void *arg)
 	c = checkpoint_find_serial((uintptr_t)arg);
 	if (c && was_used(c))
 		c->expires = loop_now() + c->lease;
-	if (c && loop_now() >= c->expires) {
+	if (c)
+		look_for_break(c);	/* said before the end, however late this look is */
+	if (c && loop_now() >= c->expires)
 		checkpoint_end(c, false, "lease", NULL);
-	} else if (c) {
-		look_for_break(c);
+	else if (c)
 		arm(c);
-	}
 	qmp_lock_take(false);
 }
 

@@ -296,9 +296,10 @@ def test_broken_is_told(daemon, tmp):
     a = d.libnbd("a")
     for i in range(0, 128, 8):
         a.pwrite(b"1" * 8 * M, i * M)
-    begin(d, "a", "c1", lease=2, view={"max-size": M, "max-wait": 1})
+    begin(d, "a", "c1", view={"max-size": M, "max-wait": 1})
     for i in range(0, 128, 8):
         a.pwrite(b"2" * 8 * M, i * M)
+    d.qmp.cmd("checkpoint-renew", {"id": "c1", "lease": 1})
     assert d.qmp.event("CHECKPOINT_BROKEN")["data"]["id"] == "c1"
     assert d.qmp.event("CHECKPOINT_ENDED")["data"]["reason"] == "lease"
 
