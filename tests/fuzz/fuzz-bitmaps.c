@@ -89,7 +89,7 @@ static size_t walk(uint8_t *dir, size_t len, unsigned n)
 	return n ? len : at;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	struct fuzz_bytes in = { data, size }, script;
 	unsigned flags = fuzz_take(&in, 1), steps = fuzz_take(&in, 1) % STEPS_MAX, n = fuzz_take(&in, 1);

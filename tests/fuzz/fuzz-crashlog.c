@@ -64,7 +64,7 @@ static void put_record(struct crashlog_record *r, const uint8_t *p)
 			   (r->entry >> 8 & 0xffff) % (image_size / CLUSTER + 2) * CLUSTER;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	struct fuzz_bytes in = { data, size }, script;
 	unsigned flags = fuzz_take(&in, 1), steps = fuzz_take(&in, 1) % STEPS_MAX;

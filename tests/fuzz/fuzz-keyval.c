@@ -85,7 +85,7 @@ static void uri_case(const char *text)
 	uri_clear(&u);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	char *text;
 

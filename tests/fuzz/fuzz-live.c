@@ -81,7 +81,7 @@ static void make_right(uint8_t *p, unsigned first)
 	}
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	struct fuzz_bytes in = { data, size }, script;
 	unsigned flags = fuzz_take(&in, 1), steps = fuzz_take(&in, 1) % STEPS_MAX;

@@ -86,7 +86,7 @@ static void check_answer(const uint8_t *p, size_t left)
 	}
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	static uint8_t answer[1 << 20];
 	int fd = inproc_connect("nbd");
@@ -190,7 +190,7 @@ static size_t mutate_option(uint8_t *data, size_t size, size_t max, size_t at, s
 	size_t len = min_u64(next - at - OPTION_HEAD, sizeof(payload)), n;
 
 	memcpy(payload, data + at + OPTION_HEAD, len);
-	n = LLVMFuzzerMutate(payload, len, sizeof(payload));
+	n = fuzz_mutate(payload, len, sizeof(payload));
 	if (n > max - (size - len))
 		return size;
 	memmove(data + at + OPTION_HEAD + n, data + at + OPTION_HEAD + len, size - at - OPTION_HEAD - len);
@@ -199,14 +199,14 @@ static size_t mutate_option(uint8_t *data, size_t size, size_t max, size_t at, s
 	return size - len + n;
 }
 
-size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned seed)
+size_t fuzz_change(uint8_t *data, size_t size, size_t max, unsigned seed)
 {
 	size_t at[64];
 	unsigned n = split(data, size, at, 64), i;
 
 	random_state = seed | 1ull << 40;
 	if (!n || !random_next(4))
-		return LLVMFuzzerMutate(data, size, max);
+		return fuzz_mutate(data, size, max);
 	i = random_next(n);
 	switch (random_next(4)) {
 	case 0:

@@ -30,7 +30,7 @@ static size_t image_at(const uint8_t *data, size_t size)
 	return size < PREFIX ? size : min_u64(PREFIX + data[1] % STEPS_MAX * STEP, size);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	struct fuzz_bytes script;
 	size_t at = image_at(data, size);
@@ -128,17 +128,17 @@ static void mutate_entry(uint8_t *image, size_t size)
 		image[at + random_next(8)] ^= 1u << random_next(8);
 }
 
-size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned seed)
+size_t fuzz_change(uint8_t *data, size_t size, size_t max, unsigned seed)
 {
 	size_t at = image_at(data, size);
 
 	random_state = seed | 1ull << 40;
 	switch (random_next(8)) {
 	case 0: case 1:
-		return LLVMFuzzerMutate(data, size, max);
+		return fuzz_mutate(data, size, max);
 	case 2: case 3:
 		if (at > PREFIX)	/* the script alone */
-			LLVMFuzzerMutate(data + PREFIX, at - PREFIX, at - PREFIX);
+			fuzz_mutate(data + PREFIX, at - PREFIX, at - PREFIX);
 		return size;
 	case 4: case 5:
 		mutate_field(data + at, size - at);

@@ -111,7 +111,7 @@ static bool is_harmless(const uint8_t *data, size_t size)
 	return true;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	static char answer[4 << 20];
 	static uint8_t input[1 << 17];
@@ -232,7 +232,7 @@ static struct json_object *make_command(void)
 	return o;
 }
 
-size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned seed)
+size_t fuzz_change(uint8_t *data, size_t size, size_t max, unsigned seed)
 {
 	struct json_object *o;
 	const char *text;
@@ -240,7 +240,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned 
 
 	random_state = seed | 1ull << 40;
 	if (random_next(2))
-		return LLVMFuzzerMutate(data, size, max);
+		return fuzz_mutate(data, size, max);
 	o = make_command();
 	text = json_write(o);
 	len = strlen(text);

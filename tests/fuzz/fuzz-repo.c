@@ -97,7 +97,7 @@ static void sums_case(const uint8_t *data, size_t n)
 	sums_close(s);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
+int fuzz_input(const uint8_t *data, size_t n)
 {
 	if (n == 0)
 		return 0;

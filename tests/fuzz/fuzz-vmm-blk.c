@@ -141,11 +141,11 @@ static void honest(void)
 	ring_desc(&ring.desc[2], RING_BUFFERS + 64, 1, VRING_DESC_F_WRITE, 0);
 	ring_offer(&ring, 0);
 	rig_ring(&machine);
-	fuzz_assert(rig_wait(&ring, 1, 20) == 1 && *status == 0);
+	fuzz_assert(rig_wait(&ring, 1, FUZZ_PATIENCE) == 1 && *status == 0);
 	rig_reset(&machine);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	struct fuzz_bytes b = { data, size };
 

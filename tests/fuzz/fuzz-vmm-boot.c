@@ -37,7 +37,7 @@ static void set_initrd(struct fuzz_bytes *b)
 	machine.initrd = how & 2 && !ftruncate(initrd, (off_t)size) ? initrd : -1;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	struct fuzz_bytes b = { data, size };
 	struct vcpu_entry e = { 0 };

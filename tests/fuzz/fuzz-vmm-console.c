@@ -250,7 +250,7 @@ static void honest(void)
 {
 	const struct virtio_console_control m = { 0xffffffff, VIRTIO_CONSOLE_DEVICE_READY, 1 };
 	struct vring_used *used = (void *)(queue_at(CONSOLE_CONTROL_OUT) + USED);
-	double end = rig_now() + 20;
+	double end = rig_now() + FUZZ_PATIENCE;
 
 	pci_reset(&machine);
 	start(FEATURES | 1ull << VIRTIO_CONSOLE_F_MULTIPORT);
@@ -264,7 +264,7 @@ static void honest(void)
 	rig_reset(&machine);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	struct fuzz_bytes b = { data, size };
 

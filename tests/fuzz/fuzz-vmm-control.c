@@ -87,12 +87,14 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 static int connect_client(void)
 {
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	struct timeval limit = { .tv_sec = 20 };
+	struct timeval limit = { .tv_sec = FUZZ_PATIENCE };
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	strcpy(a.sun_path, path);
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-	fuzz_assert(fd >= 0 && !connect(fd, (struct sockaddr *)&a, sizeof(a)));
+	fuzz_assert(fd >= 0);
+	while (connect(fd, (struct sockaddr *)&a, sizeof(a)))
+		fuzz_assert(errno == EINTR);
 	return fd;
 }
 
@@ -154,7 +156,7 @@ static void talk(const uint8_t *data, size_t size, bool negotiate, const char *m
 	close(fd);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	bool raw = size && *data == '!';
 

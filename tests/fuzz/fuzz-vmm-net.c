@@ -43,7 +43,7 @@ static void write_some(const struct memory *m, struct fuzz_bytes *b, uint8_t wha
 		m->base[at + i] = fuzz_take(b, 1);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	static struct virtio_net n;
 	static uint8_t frame[NET_FRAME_MAX];

@@ -60,7 +60,7 @@ static void use(struct queue *q, const struct memory *m, struct fuzz_bytes *b)
 	fuzz_assert(q->n_taken == 0);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	struct fuzz_bytes b = { data, size };
 	struct memory m = { .base = malloc(BYTES), .size = BYTES, .low = BYTES - 1024, .high = 1024 };

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* fuzz: what the fuzz targets share. */
+/* fuzz: what the fuzz targets share.
+ *
+ * A target has fuzz_input(), and fuzz_change() when it knows better than to change bytes.
+ * libFuzzer calls them through fixed.h.
+ */
 #ifndef TESTS_FUZZ_H
 #define TESTS_FUZZ_H
 
@@ -10,10 +14,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int fuzz_input(const uint8_t *data, size_t size);	/* 0; -1: not worth keeping */
+__attribute__((weak)) size_t fuzz_change(uint8_t *data, size_t size, size_t max, unsigned seed);
+
 int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned seed);
+
+/* Seconds for what takes none: a machine may stand still for a while.  libFuzzer waits longer. */
+#define FUZZ_PATIENCE 90
 
 /* A promise that was broken; the sanitizers find the rest. */
 #define fuzz_assert(x) do { \
@@ -48,5 +58,7 @@ static inline uint64_t fuzz_take(struct fuzz_bytes *b, unsigned bytes)
 		v = v << 8 | *b->at++;
 	return v;
 }
+
+#include "tests/fuzz/fixed.h"
 
 #endif
