@@ -131,37 +131,6 @@ int state_describe(struct json_object *graph, const char *name, struct json_obje
 
 /* -- reopened ---------------------------------------------------------------------- */
 
-static bool is_child(const char *parent, const char *key, const char *name)
-{
-	struct node *n = parent ? command_node_find(parent) : NULL;
-	bool is = false;
-
-	for (unsigned i = 0; n && i < N_CHILDREN; i++) {
-		const struct node *c = n->child[children[i].child];
-
-		is |= !strcmp(children[i].key, key) && c && !strcmp(c->name, name);
-	}
-	command_node_unref(n);
-	return is;
-}
-
-struct json_object *state_with_descriptions(struct json_object *o, struct json_object *before)
-{
-	struct json_object *copy = opts_copy(o);
-
-	json_object_object_foreach(o, key, value) {
-		const char *name = json_object_get_string(value);
-		struct json_object *then = json_object_object_get(before, key);
-
-		if (!copy || !json_object_is_type(value, json_type_string) ||
-		    !json_object_is_type(then, json_type_object))
-			continue;
-		if (has_name(then, name) || (name[0] == '#' && is_child(name_of(o), key, name)))
-			json_object_object_add(copy, key, json_object_get(then));
-	}
-	return copy;
-}
-
 static void say(struct json_object *o, const char *key, bool value)
 {
 	if (!json_object_object_get_ex(o, key, NULL))
@@ -186,6 +155,54 @@ void state_say_inherited(struct json_object *args, const struct node *n)
 		return;
 	say(cache, "direct", n->cache_direct);
 	say(cache, "no-flush", n->cache_no_flush);
+}
+
+/* The child that NAME has as KEY now; NULL: none.  It stays: commands run one at a time. */
+static const struct node *child_of(const char *name, const char *key)
+{
+	struct node *n = name ? command_node_find(name) : NULL;
+	const struct node *child = NULL;
+
+	for (unsigned i = 0; n && i < N_CHILDREN; i++) {
+		if (!strcmp(children[i].key, key))
+			child = n->child[children[i].child];
+	}
+	command_node_unref(n);
+	return child;
+}
+
+/* It stays as it is, and does not inherit the parent's new options. */
+static int describe_again(struct json_object *o, const char *key, struct json_object *then,
+			  const struct node *n)
+{
+	struct json_object *description = opts_copy(then);
+
+	if (description)
+		state_say_inherited(description, n);
+	return description ? json_object_object_add(o, key, description) : -ENOMEM;
+}
+
+struct json_object *state_with_descriptions(struct json_object *o, struct json_object *before)
+{
+	struct json_object *copy = opts_copy(o);
+	int rc = copy ? 0 : -ENOMEM;
+
+	for (unsigned i = 0; i < N_CHILDREN && !rc; i++) {
+		const char *key = children[i].key;
+		struct json_object *name = json_object_object_get(o, key);
+		struct json_object *then = json_object_object_get(before, key);
+		const struct node *n = child_of(name_of(o), key);
+
+		if (n && json_object_is_type(name, json_type_string) &&
+		    json_object_is_type(then, json_type_object) &&
+		    !strcmp(json_object_get_string(name), n->name))
+			rc = describe_again(copy, key, then, n);
+	}
+	if (rc) {
+		json_object_put(copy);
+		copy = NULL;
+	}
+	return copy;
 }
 
 /* -- outliving ---------------------------------------------------------------------- */

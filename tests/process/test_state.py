@@ -236,6 +236,23 @@ def test_reopened_where_it_is_described(kept):
         assert seen(d) == before
 
 
+@pytest.mark.parametrize("file", ["f", None])
+def test_what_is_inside_does_not_inherit_later_options(kept, file):
+    """Reopening a node does not change its children: they are made again as they were."""
+    d = kept.start()
+    d.qmp.cmd("blockdev-add", named_inside(kept.image(), "v", file) if file else node(kept.image(), "v"))
+    name, = [n["node-name"] for n in d.qmp.cmd("query-named-block-nodes") if n["drv"] == "file"]
+    reopen(d, driver="qcow2", node_name="v", file=name, read_only=True, cache={"direct": True})
+
+    def both():
+        return sorted((n["drv"], n["ro"], n["cache"]["direct"]) for n in d.qmp.cmd("query-named-block-nodes"))
+    assert both() == [("file", False, False), ("qcow2", True, True)]
+    for _ in range(2):
+        d.kill()
+        d = kept.start()
+        assert both() == [("file", False, False), ("qcow2", True, True)]
+
+
 def test_refers_to_what_is_described_inside_a_younger_one(kept):
     d = kept.start()
     d.qmp.cmd("blockdev-add", {"driver": "file", "node-name": "g", "filename": kept.image("g", "1M", fmt="raw")})
