@@ -8,7 +8,8 @@
  *
  * A client that takes nothing of what it asked for keeps what it holds, as a paused
  * virtual machine does.  It is dropped when it has taken nothing for --send-timeout,
- * or for STUCK_NS while others wait for memory, the one that holds most first.
+ * or for STUCK_NS while others wait for memory, the one that holds most first, or for its end
+ * (wait_for_gone() in conn.c).
  */
 #include <assert.h>
 #include <malloc.h>
@@ -182,9 +183,11 @@ static void look(struct loop_timer *t)
 
 		if (c->dead)
 			continue;
-		again = rx_look(c) || ((scarce || c->a.send_timeout_ns) && c->sending) || again;
+		again = rx_look(c) || ((scarce || c->a.send_timeout_ns) && c->sending) || c->gone || again;
 		if (c->a.send_timeout_ns && stuck >= c->a.send_timeout_ns)
 			drop(c, "replies were not taken in time");
+		else if (c->gone && stuck >= STUCK_NS)	/* half of its socket is open: others wait for its end */
+			drop(c, "it has hung up, and replies were not taken");
 		else if (stuck >= STUCK_NS && (!worst || c->mem > worst->mem))
 			worst = c;
 	}

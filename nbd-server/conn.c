@@ -9,6 +9,7 @@
 #include "nbd-server/conn.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -269,6 +270,7 @@ void conn_kill(struct conn *c)
 	stream_shutdown(&c->stream);
 	co_queue_wake_all(&c->room);
 	co_queue_wake_all(&c->tx_more);
+	co_queue_wake_all(&c->export->left);
 }
 
 /* The clients of an export that ends come in although it is stopped, to end: all of them
@@ -298,9 +300,45 @@ static void conn_unlink(struct conn *c)
 	for (struct conn **p = &c->export->conns; *p; p = &(*p)->next) {
 		if (*p == c) {
 			*p = c->next;
-			return;
+			break;
 		}
 	}
+	co_queue_wake_all(&c->export->left);
+}
+
+/* -- who comes back ---------------------------------------------------------- */
+
+/* Those whose peers have hung up by now.  They may still have requests, begun or not even read. */
+static void find_gone(struct export *e)
+{
+	for (struct conn *c = e->conns; c; c = c->next) {
+		struct pollfd p = { .fd = c->stream.fd, .events = POLLRDHUP };
+
+		if (!c->gone && poll(&p, 1, 0) > 0) {
+			c->gone = true;
+			conn_watch(c);
+		}
+	}
+}
+
+static bool is_older_gone(const struct conn *c)
+{
+	for (const struct conn *o = c->export->conns; o; o = o->next)
+		if (o->gone && o->number < c->number)
+			return true;
+	return false;
+}
+
+/* A client that lost its connection sends what was not answered again, on a new one, and then
+ * newer writes of the same blocks: the old connection's must not come after these.  So what
+ * was sent before others hung up is done before anything of C is begun. */
+static void wait_for_gone(struct conn *c)
+{
+	if (!c->export->writable)
+		return;
+	find_gone(c->export);
+	while (!c->dead && is_older_gone(c))
+		co_queue_wait(&c->export->left);
 }
 
 struct conn_end {
@@ -342,6 +380,7 @@ static void conn_reader(void *arg)
 
 	if (!end)
 		abort();		/* a few bytes at the start of a connection */
+	wait_for_gone(c);
 	/* Requests that are served at once suspend nowhere, and a receive may bring thousands. */
 	for (unsigned n = 1; !c->dead && take_request(c); n++)
 		if (n % RX_TURN == 0)
@@ -369,6 +408,7 @@ static void conn_started(struct loop_msg *m)
 	conn_room_join(c);
 	stream_move(&c->stream, loop_io(loop_self()));
 	c->tx_end = &c->tx;
+	c->number = c->export->n_conns++;
 	c->next = c->export->conns;
 	c->export->conns = c;
 	if (c->a.early_len) {

@@ -84,6 +84,8 @@ struct conn {
 	struct node *node;
 	struct stream stream;
 	bool dead;			/* the socket is of no use any more */
+	bool gone;			/* its peer hung up, and a younger connection waits for its end */
+	uint64_t number;		/* counts the export's connections */
 	/* Receiving */
 	struct rxbuf *rx;
 	uint32_t rx_start, rx_end;	/* bytes of rx->data not parsed yet */

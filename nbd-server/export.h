@@ -67,6 +67,8 @@ struct export {
 	/* Export's loop: */
 	bool hurried;			/* node_hurry() is in force: its end waits for requests */
 	struct conn *conns;		/* in transmission */
+	uint64_t n_conns;		/* there have ever been */
+	struct co_queue left;		/* waits for one of them to end */
 	unsigned stopped;		/* who wants clients' requests to wait, and … */
 	struct co_queue resume;		/* … where they do */
 	struct io_stats stats;		/* of clients' requests */
