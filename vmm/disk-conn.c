@@ -108,6 +108,7 @@ void conn_start(struct disk_channel *c)
 
 	c->state = CHANNEL_CONNECTING;
 	c->uri = __atomic_load_n(&c->disk->uri_now, __ATOMIC_SEQ_CST);
+	c->abandoned = __atomic_load_n(&c->disk->abandoned, __ATOMIC_SEQ_CST);
 	dial_start(c->disk->uri[c->uri], &d);
 	took(c, &d);
 }
@@ -154,6 +155,8 @@ void conn_check(struct disk_channel *c)
 			conn_drop(c, c->drop_why);
 	} else if (c->uri != __atomic_load_n(&c->disk->uri_now, __ATOMIC_SEQ_CST)) {
 		conn_drop(c, "the disk moves to another address");
+	} else if (c->abandoned != __atomic_load_n(&c->disk->abandoned, __ATOMIC_SEQ_CST)) {
+		conn_drop(c, "requests of another queue are abandoned");
 	} else if (c->state == CHANNEL_CONNECTING && c->h && nbd_aio_is_ready(c->h) > 0) {
 		ready(c);
 	} else if (c->state == CHANNEL_CONNECTING && disk_now() >= c->deadline) {

@@ -64,6 +64,7 @@ struct disk_channel {
 	unsigned uri;			/* which one is tried, or used */
 	int64_t deadline;		/* ms: connecting ends, or the next attempt begins */
 	int64_t lost_at;		/* ms, 0: answers come */
+	unsigned abandoned;		/* disk->abandoned when it began */
 	unsigned retry_ms;
 	size_t taken_bytes;		/* of what came from the socket, by replies that ended */
 	/* Commands in order; UNSENT is the first that the present connection has not got. */
@@ -87,6 +88,9 @@ struct disk {
 	/* Atomic.  The address in use: all channels follow, because a flush covers the writes of
 	 * other connections to the same server only. */
 	unsigned uri_now;
+	/* Atomic.  How often requests were given up that the server may still do: a connection that
+	 * is older than that may not be used, see disk_abandon(). */
+	unsigned abandoned;
 	pthread_mutex_t lock;		/* facts.size, resized */
 	struct disk_facts facts;
 	void (*resized)(void *arg, uint64_t size);

@@ -334,7 +334,10 @@ void disk_go_on(struct disk_channel *c)
 
 void disk_abandon(struct disk_channel *c)
 {
-	if (c->state == CHANNEL_READY && c->first && c->first != c->unsent)
+	if (c->state == CHANNEL_READY && c->first && c->first != c->unsent) {
 		conn_drop(c, "its requests are abandoned");
+		__atomic_add_fetch(&c->disk->abandoned, 1, __ATOMIC_SEQ_CST);
+		disk_wake(c->disk);
+	}
 	cmd_fail(c, -ECANCELED);
 }

@@ -7,7 +7,8 @@
  * sent again: the guest sees a pause.  How long, and what then, are options.
  *
  * What is sent again was perhaps done before: a request is the same when it is done twice,
- * and the guest, which waits for it, sends nothing that depends on it meanwhile.
+ * and the guest, which waits for it, sends nothing that depends on it meanwhile.  It must not be
+ * done a second time later, after newer ones: see doc/vmm.md, "Disks that come back".
  *
  * A channel belongs to one thread; done() may submit.
  */
@@ -92,7 +93,9 @@ bool disk_has_answers(struct disk_channel *c);
 /* Nobody called disk_work() for a while, on purpose: what waited has its whole time again. */
 void disk_go_on(struct disk_channel *c);
 /* All requests of C fail with -ECANCELED, and its connection is made anew: when it returns,
- * nothing reads or writes guest memory any more.  On its thread. */
+ * nothing reads or writes guest memory any more.  So are those of the other channels, before
+ * they send anything: merinod begins nothing on a new connection before it is done with what
+ * came on those that were given up.  On its thread. */
 void disk_abandon(struct disk_channel *c);
 /* All requests fail with -ECANCELED, those to come as well: quit within seconds whatever the
  * server does.  Any thread; each channel's thread does its part in disk_work(). */

@@ -93,6 +93,7 @@ struct machine {
 	unsigned told;			/* bits of enum machine_event, atomic */
 	struct loop_msg tell;
 	struct loop_msg periodic;	/* cmos.c's */
+	int64_t silent_until;		/* us, atomic: virtio-blk-work.c's */
 };
 
 /* -EACCES, -ENOENT … when this host cannot: the text says what is missing. */

@@ -23,6 +23,7 @@ enum {
 	BLK_SEGMENTS = 254,		/* what the guest is told */
 	BLK_IOV = 32,			/* in place; longer lists are allocated */
 	BLK_DRAIN_MS = 1000,		/* a reset, or a pause, waits so long for the server */
+	BLK_SILENT_MS = 4000,		/* after a reset that did in vain, the next ones do not */
 };
 
 struct blk_worker;

@@ -263,12 +263,22 @@ static void drain_requests(struct blk_worker *w)
 	}
 }
 
-/* The requests under way are the old driver's: soon none of them exists any more. */
+/* The requests under way are the old driver's: soon none of them exists any more.
+ *
+ * A reset waits with machine->lock held, and everybody with it, who wants the machine to end
+ * too.  A guest may have many disks whose servers are silent, and reset them all: of these the
+ * first waits for a moment, the others do not. */
 static void finish(struct blk_worker *w)
 {
-	drain_requests(w);
-	if (disk_in_flight(w->channel))
-		disk_abandon(w->channel);
+	int64_t *until = &w->blk->v.machine->silent_until;
+
+	if (now_us() >= __atomic_load_n(until, __ATOMIC_SEQ_CST))
+		drain_requests(w);
+	if (!disk_in_flight(w->channel))
+		return;
+	if (disk_is_connected(w->channel))
+		__atomic_store_n(until, now_us() + BLK_SILENT_MS * 1000, __ATOMIC_SEQ_CST);
+	disk_abandon(w->channel);
 }
 
 static void rest(struct blk_worker *w)

@@ -5,6 +5,7 @@
 
 #include "payload.h"
 
+void run_abandon(uint64_t n);
 void run_disk(uint64_t n);
 void run_disk_test(uint64_t n);
 void run_sectors(uint64_t n);

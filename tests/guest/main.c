@@ -13,7 +13,7 @@
  *	flood=N		prints N KiB
  *	count=N		counts to N million; prints how long it took
  *	hang		for ever
- * and those of blk.c.
+ * and those of blk.c and abandon.c.
  */
 #include "blk.h"
 #include "payload.h"
@@ -185,6 +185,7 @@ static void run_hang(uint64_t n)
 
 extern uint8_t trampoline[], trampoline_end[];
 static volatile unsigned others;
+static void (*volatile job)(unsigned cpu);
 
 #define TRAMPOLINE 0x8000u
 #define APIC_COMMAND ((volatile uint32_t *)0xfee00300)
@@ -192,8 +193,16 @@ static volatile unsigned others;
 void other_cpu(unsigned ticket)
 {
 	__atomic_fetch_add(&others, 1, __ATOMIC_SEQ_CST);
+	while (!job)
+		__asm__ volatile("pause");
+	job(ticket);
 	for (;;)
 		__asm__ volatile("pause");
+}
+
+void other_cpus_do(void (*what)(unsigned cpu))
+{
+	job = what;
 }
 
 static void wait_ms(uint64_t ms)
@@ -210,7 +219,7 @@ static void run_cpus(uint64_t n)
 	*APIC_COMMAND = 0xc4500;			/* INIT to all but self */
 	wait_ms(10);
 	*APIC_COMMAND = 0xc4600 | TRAMPOLINE >> 12;	/* STARTUP */
-	for (unsigned ms = 0; ms < 5000 && others < n - 1; ms++)
+	for (unsigned ms = 0; ms < 60000 && others < n - 1; ms++)
 		wait_ms(1);
 	wait_ms(2);
 	if (others != n - 1)
@@ -229,6 +238,7 @@ static const struct word {
 	{ "fault", run_fault }, { "button", run_button }, { "echo", run_echo },
 	{ "flood=", run_flood },
 	{ "count=", run_count }, { "hang", run_hang },
+	{ "abandon=", run_abandon },
 	{ "disk=", run_disk }, { "disk-test", run_disk_test }, { "sectors=", run_sectors },
 	{ "depth=", run_depth }, { "size=", run_size }, { "pieces=", run_pieces },
 	{ "verify=", run_verify }, { "ring=", run_ring },

@@ -98,6 +98,9 @@ void told_by_linux(uint64_t at);
 /* A page-aligned piece of memory that is never given back; zeroes. */
 void *take(size_t bytes);
 
+/* Once each, on every CPU that cpus= has started, from 1 on. */
+void other_cpus_do(void (*what)(unsigned cpu));
+
 uint64_t tsc_khz(void);			/* of CPUID, else 1 GHz is assumed */
 
 _Noreturn void power_off(void);

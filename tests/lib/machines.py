@@ -18,18 +18,25 @@ SIZE = 64 << 20
 class Server:
     """A merinod that can be killed and started again on the same socket."""
 
-    def __init__(self, tmp, fmt="raw", size=SIZE, writable=True, socket="nbd"):
+    def __init__(self, tmp, fmt="raw", size=SIZE, writable=True, socket="nbd", blockdev=None):
+        """BLOCKDEV: options of the node "d", when it is no image."""
         self.image, self.socket, self.fmt, self.writable = tmp / f"disk.{fmt}", tmp / socket, fmt, writable
+        self.blockdev = blockdev
         self.log = open(tmp / f"{socket}.stderr", "ab")
-        if not self.image.exists():
+        if not blockdev and not self.image.exists():
             tools.run("qemu-img", "create", "-q", "-f", fmt, self.image, size)
         self.start()
+
+    def disk_args(self):
+        if self.blockdev:
+            return ["--blockdev", self.blockdev, "--export", "type=nbd,id=d,node-name=d,writable=on"]
+        return daemon.disk_args(self.image, self.fmt, "d", self.writable)
 
     def start(self):
         pid = self.socket.with_suffix(".pid")
         pid.unlink(missing_ok=True)
         argv = [daemon.program(), "--nbd-server", f"addr.type=unix,addr.path={self.socket}",
-                *daemon.disk_args(self.image, self.fmt, "d", self.writable), "--pidfile", pid]
+                *self.disk_args(), "--pidfile", pid]
         self.proc = subprocess.Popen([str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=self.log,
                                      stderr=self.log, preexec_fn=daemon.die_with_parent)
         wait_until(lambda: daemon.content_of(pid) or self.proc.poll() is not None)

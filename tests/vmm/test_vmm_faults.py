@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Servers that break off or fall silent at every stage of the protocol, under a guest that verifies."""
 
+import random
+import time
+
 import pytest
 
+from lib import slowserver
 from lib.machines import passes, quits_soon, requests, world  # noqa: F401
 from lib.stages import HANDSHAKE, PLACES, TRANSMISSION
 
 pytestmark = pytest.mark.merino_only
 
 GUEST = "disk=0 depth=8 verify=250000"
+
+
+CPUS = 8
 
 
 def struck(m, c):
@@ -70,3 +77,39 @@ def test_quit(world, part, word, place):
         return m, [c]
 
     quits_soon(start)
+
+
+def test_quit_while_all_cpus_reset_disks(world):
+    """A reset waits for a moment for its silent server; that of a disk on every CPU does not make it as many moments."""
+    s = world.server()
+
+    def start():
+        c = world.cutter(s)
+        disks = [f"{s.uri(c.path, 'queues=1')},id=d{i}" for i in range(CPUS)]
+        m = world.machine(f"cpus={CPUS} abandon={CPUS}", *disks, "--cpus", str(CPUS), "--memory", "72M", "--paused")
+        c.stall()
+        m.qmp.cmd("cont")
+        m.says("abandon\n")
+        time.sleep(1)                                      # they do it now: too early, and there is nothing to see
+        return m, [c]
+
+    quits_soon(start)
+
+
+class Late(slowserver.SlowServer):
+    """One write in twenty takes long."""
+
+    def late(self, offset):
+        if random.random() < 0.05:
+            time.sleep(0.3)
+
+
+def test_late_writes(world):
+    """Connections are cut above storage that is late: what was sent again is not done once more after newer writes."""
+    with Late(world.dir / "late", 256 << 10) as storage:
+        s = world.server(blockdev=f"driver=nbd,node-name=d,server.type=unix,server.path={storage.path}")
+        c = world.cutter(s)
+        c.cut = lambda r: r.randrange(4 << 10, 128 << 10)
+        m = world.machine("disk=0 depth=16 verify=4000", s.uri(c.path, "queues=2"), "--memory", "72M")
+        passes(m)
+        assert c.cuts > 5
