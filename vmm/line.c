@@ -30,6 +30,7 @@
 #define HELD 4096u
 #define GATHER 500000u			/* ns */
 #define PATIENCE 1000000000u		/* ns */
+#define ACCEPT_PAUSE 100000000u		/* ns, after an error such as EMFILE */
 
 struct line {
 	struct machine *machine;
@@ -348,8 +349,8 @@ static void server(void *arg)
 		int fd = io_accept(l->io, l->listener);
 
 		if (fd < 0) {
-			if (fd != -EINTR && fd != -ECONNABORTED)
-				break;
+			if (fd != -EINTR && fd != -ECONNABORTED && !l->ending)
+				io_sleep(l->io, ACCEPT_PAUSE);
 			continue;
 		}
 		fcntl(fd, F_SETFL, O_NONBLOCK);

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -198,7 +199,49 @@ static void input(void)
 	close(fd);
 }
 
-static void (*const scripts[])(void) = { late, slow, input };
+static rlim_t limit_descriptors(rlim_t n)
+{
+	struct rlimit r;
+	rlim_t was;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &r), 0);
+	was = r.rlim_cur;
+	r.rlim_cur = n;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &r), 0);
+	return was;
+}
+
+/* Descriptors ran out when somebody came: when there are some again, he is served. */
+static void exhausted(void)
+{
+	struct sockaddr_un un = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	uint8_t bytes[1000];
+	ssize_t some;
+	unsigned n = 0;
+	rlim_t was;
+
+	open_line();
+	put(0, sizeof(bytes));
+	strcpy(un.sun_path, path);
+	was = limit_descriptors(3);
+	assert_int_equal(connect(fd, (struct sockaddr *)&un, sizeof(un)), 0);
+	fcntl(fd, F_SETFL, O_NONBLOCK);
+	wait_ms(250);
+	assert_int_equal(read(fd, bytes, sizeof(bytes)), -1);
+	limit_descriptors(was);
+	for (unsigned ms = 0; ms < 100000 && n < sizeof(bytes); ms += 5) {
+		some = read(fd, bytes + n, sizeof(bytes) - n);
+		n += some > 0 ? (unsigned)some : 0;
+		wait_ms(5);
+	}
+	assert_int_equal(n, sizeof(bytes));
+	check(bytes, n, 0);
+	close(fd);
+	line_close(line);
+}
+
+static void (*const scripts[])(void) = { late, slow, input, exhausted };
 static unsigned script;
 
 static void run(void *arg)
@@ -240,12 +283,18 @@ static void test_input(void **state)
 	on_loop(2);
 }
 
+static void test_exhausted(void **state)
+{
+	on_loop(3);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_late),
 		cmocka_unit_test(test_slow),
 		cmocka_unit_test(test_input),
+		cmocka_unit_test(test_exhausted),
 	};
 	int rc;
 
