@@ -9,6 +9,7 @@
 #include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "common/co.h"
@@ -197,9 +198,25 @@ static void start_message(struct loop_msg *m)
 	co_start(start_run, NULL);
 }
 
+/* A queue, a connection of a disk, one of the guest's to the world are a descriptor each, and
+ * more: the usual soft limit, 1024, is that of select(2). */
+static void more_descriptors(void)
+{
+	enum { ENOUGH = 8192 };
+	struct rlimit r;
+
+	if (getrlimit(RLIMIT_NOFILE, &r) < 0 || r.rlim_cur >= ENOUGH)
+		return;
+	r.rlim_cur = r.rlim_max < ENOUGH ? r.rlim_max : ENOUGH;
+	if (setrlimit(RLIMIT_NOFILE, &r) < 0)
+		log_debug("%u descriptors are all", (unsigned)r.rlim_cur);
+}
+
 static int prepare(struct error *err)
 {
 	int rc = disks_parse(&disks, &cmdline.disks, err);
+
+	more_descriptors();
 
 	if (!rc)
 		rc = sandbox_begin(&cmdline, &disks, err);

@@ -6,7 +6,8 @@
  * The guest gets 10.0.2.15 by DHCP; the host is 10.0.2.2 and answers names at 10.0.2.3, as
  * under QEMU.  IPv4 only.  What the guest says to the world comes from sockets of this
  * process.  libslirp reads the guest's frames in this process: it is trusted not to be
- * overrun by them, and has nothing open but the sockets that the guest asked for.
+ * overrun by them, and has nothing open but the sockets that the guest asked for, which are
+ * counted (net-flows.h).
  */
 #include "vmm/net.h"
 
@@ -15,15 +16,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <slirp/libslirp.h>
 
 #include "common/log.h"
 #include "common/loop.h"
 #include "common/options.h"
+#include "vmm/net-flows.h"
 
 #define TIMERS_MAX 4u			/* libslirp has one */
 #define FORWARDS_MAX 64u
 #define MTU 1500u
+
+_Static_assert(FORWARDS_MAX <= FLOWS_SPARE, "each accepts one in a turn");
+_Static_assert(FLOWS_MAX + FLOWS_SPARE + FORWARDS_MAX <= NET_POLL_MAX, "all are polled");
 
 struct timer {
 	SlirpTimerCb fn;		/* NULL: free */
@@ -37,6 +43,8 @@ struct user {
 	struct timer timer[TIMERS_MAX];
 	struct pollfd *v;		/* while libslirp fills or reads it */
 	unsigned n_v;
+	struct in_addr host;		/* libslirp's own address */
+	struct flows flows;
 };
 
 /* -- what libslirp asks of us ---------------------------------------------------------- */
@@ -89,8 +97,14 @@ static void timer_mod(void *timer, int64_t at, void *opaque)
 		((struct timer *)timer)->at = at;
 }
 
-static void nothing_fd(int fd, void *opaque)
+static void opened(int fd, void *opaque)
 {
+	flows_add(&((struct user *)opaque)->flows, fd);
+}
+
+static void closes(int fd, void *opaque)
+{
+	flows_remove(&((struct user *)opaque)->flows, fd);
 }
 
 /* Only called from our own calls, before the next poll(). */
@@ -101,7 +115,7 @@ static void nothing(void *opaque)
 static const SlirpCb callbacks = {
 	.send_packet = send_packet, .guest_error = guest_error, .clock_get_ns = clock_get_ns,
 	.timer_new = timer_new, .timer_free = timer_free, .timer_mod = timer_mod,
-	.register_poll_fd = nothing_fd, .unregister_poll_fd = nothing_fd, .notify = nothing,
+	.register_poll_fd = opened, .unregister_poll_fd = closes, .notify = nothing,
 };
 
 /* -- options ---------------------------------------------------------------------------- */
@@ -185,6 +199,7 @@ static int make_slirp(struct user *u, bool restricted, struct error *err)
 	inet_pton(AF_INET, "10.0.2.0", &c.vnetwork);
 	inet_pton(AF_INET, "255.255.255.0", &c.vnetmask);
 	inet_pton(AF_INET, "10.0.2.2", &c.vhost);
+	u->host = c.vhost;
 	inet_pton(AF_INET, "10.0.2.3", &c.vnameserver);
 	inet_pton(AF_INET, "10.0.2.15", &c.vdhcp_start);
 	u->slirp = slirp_new(&c, &callbacks, u);
@@ -215,6 +230,7 @@ static void user_close(struct net *n)
 
 	if (u->slirp)
 		slirp_cleanup(u->slirp);
+	flows_clear(&u->flows);
 	free(u);
 }
 
@@ -226,6 +242,7 @@ static int user_open(struct json_object *opts, struct net **out, struct error *e
 	if (!u)
 		return error_errno(err, -ENOMEM, "user");
 	u->net.class = &net_user;
+	flows_init(&u->flows);
 	rc = user_start(u, opts, err);
 	if (rc)
 		user_close(&u->net);
@@ -236,12 +253,24 @@ static int user_open(struct json_object *opts, struct net **out, struct error *e
 
 /* -- work -------------------------------------------------------------------------------- */
 
+/* The world's connections to the guest count too: when there are enough, no more are accepted. */
+static bool may_poll(struct user *u, int fd)
+{
+	int accepts = 0;
+	socklen_t len = sizeof(accepts);
+
+	if (u->n_v == NET_POLL_MAX)
+		return false;
+	return !flows_are_full() || flows_have(&u->flows, fd) ||
+	       getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &len) < 0 || !accepts;
+}
+
 static int add_poll(int fd, int events, void *opaque)
 {
 	struct user *u = opaque;
 	short e = 0;
 
-	if (u->n_v == NET_POLL_MAX)	/* its turn comes when others have ended */
+	if (!may_poll(u, fd))		/* its turn comes when others have ended */
 		return -1;
 	if (events & SLIRP_POLL_IN)
 		e |= POLLIN;
@@ -311,8 +340,10 @@ static void user_send(struct net *n, const uint8_t *frame, size_t len)
 {
 	struct user *u = (struct user *)n;
 
-	if (len <= MTU + NET_HEADER)
-		slirp_input(u->slirp, frame, (int)len);
+	if (len > MTU + NET_HEADER || !flows_begin(&u->flows, frame, len, u->host.s_addr))
+		return;
+	slirp_input(u->slirp, frame, (int)len);
+	flows_end(&u->flows);
 }
 
 const struct net_class net_user = {

@@ -20,7 +20,7 @@
 #define NET_HEADER 18u			/* Ethernet's, with a VLAN tag */
 #define NET_FRAME_MIN 14u
 #define NET_FRAME_MAX (NET_MTU_MAX + NET_HEADER)
-#define NET_POLL_MAX 512u		/* descriptors of one carrier */
+#define NET_POLL_MAX 640u		/* descriptors of one carrier */
 
 struct json_object;
 struct net;

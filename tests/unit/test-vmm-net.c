@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <cmocka.h>
 
+#include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ifaddrs.h>
@@ -14,11 +16,17 @@
 #include <linux/if_link.h>
 #include <linux/if_tun.h>
 #include <linux/virtio_net.h>
+#include <netinet/ip.h>
+#include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tests/unit/vmm-ring.h"
+#include "vmm/net-flows.h"
 #include "vmm/virtio-net-int.h"
 
 enum { HEADER = sizeof(struct virtio_net_hdr_v1), NEXT = VRING_DESC_F_NEXT, WRITE = VRING_DESC_F_WRITE };
@@ -307,14 +315,15 @@ static struct net *carrier(const char *text)
 	return n;
 }
 
-/* Who has 10.0.2.2? */
+/* Who has 10.0.2.2?  Here is 10.0.2.15. */
+static const uint8_t ask[60] = {
+	0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 8, 6,
+	0, 1, 8, 0, 6, 4, 0, 1, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 10, 0, 2, 15,
+	0, 0, 0, 0, 0, 0, 10, 0, 2, 2,
+};
+
 static void test_user_arp(void **state)
 {
-	static const uint8_t ask[60] = {
-		0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 8, 6,
-		0, 1, 8, 0, 6, 4, 0, 1, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 10, 0, 2, 15,
-		0, 0, 0, 0, 0, 0, 10, 0, 2, 2,
-	};
 	struct net *n = carrier("user");
 	static uint8_t noise[NET_FRAME_MAX];
 	struct pollfd v[NET_POLL_MAX];
@@ -335,6 +344,266 @@ static void test_user_arp(void **state)
 	n->class->send(n, noise, sizeof(noise));
 	assert_int_equal(got_len, 0);
 	net_close(n);
+}
+
+/* -- the sockets behind a guest's connections ---------------------------------------------- */
+
+struct packet {
+	uint8_t ethernet[14];
+	struct iphdr ip;
+	union {
+		struct tcphdr tcp;
+		struct udphdr udp;
+	};
+	char text[20];
+} __attribute__((packed));
+
+static uint32_t sum(const void *p, size_t len, uint32_t s)
+{
+	const uint8_t *b = p;
+
+	for (size_t i = 0; i < len; i++)
+		s += i % 2 ? b[i] : (uint32_t)b[i] << 8;
+	return s;
+}
+
+static uint16_t folded(uint32_t s)
+{
+	while (s >> 16)
+		s = (s & 0xffff) + (s >> 16);
+	return htons((uint16_t)~s);
+}
+
+/* From 10.0.2.15, port FROM, to the host; its transport header has LEN bytes with what follows. */
+static struct packet packet_to_host(uint8_t protocol, uint16_t from, uint16_t to, uint16_t len)
+{
+	static const uint8_t ethernet[14] = { 0x52, 0x55, 10, 0, 2, 2, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 8, 0 };
+	struct packet p = { .ip = { .version = 4, .ihl = 5, .ttl = 64, .protocol = protocol } };
+
+	memcpy(p.ethernet, ethernet, 14);
+	p.ip.tot_len = htons((uint16_t)(sizeof(p.ip) + len));
+	p.ip.saddr = inet_addr("10.0.2.15");
+	p.ip.daddr = inet_addr("10.0.2.2");
+	p.ip.check = folded(sum(&p.ip, sizeof(p.ip), 0));
+	p.udp.source = htons(from);
+	p.udp.dest = htons(to);
+	return p;
+}
+
+static void send_udp(struct net *n, uint16_t from, uint16_t to, const char *text)
+{
+	struct packet p = packet_to_host(IPPROTO_UDP, from, to, sizeof(p.udp) + sizeof(p.text));
+	uint8_t bytes[14 + 20 + 8 + sizeof(p.text)];
+
+	p.udp.len = htons(sizeof(p.udp) + sizeof(p.text));
+	memcpy(bytes, &p, 14 + 20 + 8);
+	memset(bytes + 42, 0, sizeof(p.text));
+	strcpy((char *)bytes + 42, text);
+	n->class->send(n, bytes, sizeof(bytes));
+}
+
+static void send_tcp(struct net *n, uint16_t from, uint16_t to, uint32_t seq, uint32_t ack, bool syn)
+{
+	struct packet p = packet_to_host(IPPROTO_TCP, from, to, sizeof(p.tcp));
+
+	p.tcp.seq = htonl(seq);
+	p.tcp.ack_seq = htonl(ack);
+	p.tcp.doff = 5;
+	p.tcp.syn = syn;
+	p.tcp.rst = p.tcp.ack = !syn;
+	p.tcp.window = htons(1000);
+	p.tcp.check = folded(sum(&p.tcp, sizeof(p.tcp), sum(&p.ip.saddr, 8, IPPROTO_TCP + sizeof(p.tcp))));
+	n->class->send(n, (uint8_t *)&p, offsetof(struct packet, tcp) + sizeof(p.tcp));
+}
+
+static double now_s(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void turn(struct net *n)
+{
+	struct pollfd v[NET_POLL_MAX];
+	int timeout = 0;
+	unsigned n_v = n->class->poll(n, true, v, &timeout);
+
+	assert_true(n_v < NET_POLL_MAX);
+	poll(v, n_v, 0);
+	n->class->work(n, v, n_v);
+}
+
+static unsigned descriptors(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	assert_non_null(d);
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+/* A socket of TYPE on 127.0.0.1; its port. */
+static int listen_here(int type, uint16_t *port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(a);
+	int fd = socket(AF_INET, type | SOCK_NONBLOCK, 0);
+
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, len), 0);
+	assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &len), 0);
+	if (type == SOCK_STREAM)
+		assert_int_equal(listen(fd, 4096), 0);
+	*port = ntohs(a.sin_port);
+	return fd;
+}
+
+static void room_for_flows(void)
+{
+	struct rlimit r;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &r), 0);
+	if (r.rlim_cur >= 4 * FLOWS_MAX)
+		return;
+	if (r.rlim_max < 4 * FLOWS_MAX)
+		skip();
+	r.rlim_cur = 4 * FLOWS_MAX;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &r), 0);
+}
+
+enum { PORT0 = 2000, TOO_MANY = FLOWS_MAX + 300 };
+
+/* A guest with a socket for each of its ports: no more than there may be; those that it has go on. */
+static void test_user_flows_udp(void **state)
+{
+	char text[20];
+	uint16_t port;
+	unsigned before;
+	struct net *n, *other;
+	int fd;
+
+	room_for_flows();
+	n = carrier("user");
+	other = carrier("user");
+	fd = listen_here(SOCK_DGRAM, &port);
+	before = descriptors();
+	for (unsigned i = 0; i < TOO_MANY; i++)
+		send_udp(n, (uint16_t)(PORT0 + i), port, "first");
+	assert_int_equal(descriptors(), before + FLOWS_MAX);
+	/* All cards share them. */
+	send_udp(other, PORT0, port, "other");
+	assert_int_equal(descriptors(), before + FLOWS_MAX);
+	while (recv(fd, text, sizeof(text), 0) > 0)
+		assert_string_equal(text, "first");
+	send_udp(n, PORT0 + TOO_MANY - 1, port, "too many");
+	send_udp(n, PORT0 + FLOWS_MAX - 1, port, "again");
+	for (double until = now_s() + 100; recv(fd, text, sizeof(text), 0) < 0 && now_s() < until;)
+		usleep(1000);
+	assert_string_equal(text, "again");
+	turn(n);			/* all are polled */
+	net_close(n);
+	assert_int_equal(descriptors(), before);
+	/* With that card its connections have gone. */
+	send_udp(other, PORT0, port, "other");
+	assert_int_equal(descriptors(), before + 1);
+	net_close(other);
+	close(fd);
+}
+
+/* Connections that end make room. */
+static void test_user_flows_tcp(void **state)
+{
+	unsigned before, full;
+	uint16_t port;
+	struct net *n;
+	int fd;
+
+	room_for_flows();
+	n = carrier("user");
+	fd = listen_here(SOCK_STREAM, &port);
+	n->class->send(n, ask, sizeof(ask));
+	before = descriptors();
+	for (unsigned i = 0; i < TOO_MANY; i++)
+		send_tcp(n, (uint16_t)(PORT0 + i), port, 1000, 0, true);
+	full = descriptors();
+	assert_int_equal(full, before + FLOWS_MAX);
+	/* The answer to the last of them, as the guest has it, says which reset is the right one. */
+	for (double until = now_s() + 100; (got_len < sizeof(struct packet) - 20 || got[23] != IPPROTO_TCP) && now_s() < until;)
+		turn(n);
+	assert_int_equal(got[23], IPPROTO_TCP);
+	send_tcp(n, ntohs(((struct packet *)got)->tcp.dest), port, 1001,
+		 ntohl(((struct packet *)got)->tcp.seq) + 1, false);
+	assert_int_equal(descriptors(), full - 1);
+	send_tcp(n, 1000, port, 1000, 0, true);
+	assert_int_equal(descriptors(), full);
+	send_tcp(n, 1001, port, 1000, 0, true);
+	assert_int_equal(descriptors(), full);
+	net_close(n);
+	close(fd);
+}
+
+/* A frame that libslirp would put together, or read otherwise than we, opens nothing when there are enough. */
+static void test_user_flows_odd(void **state)
+{
+	struct flows f;
+	struct packet p = packet_to_host(IPPROTO_UDP, 1, 2, 8);
+	const size_t len = 14 + 20 + 8;
+	const uint32_t host = inet_addr("10.0.2.2");
+	uint8_t *b = (uint8_t *)&p;
+
+	flows_init(&f);
+	for (int i = 0; i < (int)FLOWS_MAX; i++) {
+		assert_true(flows_begin(&f, b, len, host));
+		flows_add(&f, i);
+		p.udp.source++;
+		flows_end(&f);
+	}
+	assert_true(flows_are_full());
+	assert_false(flows_begin(&f, b, len, host));
+	p.udp.source--;
+	assert_true(flows_begin(&f, b, len, host));
+	assert_false(flows_begin(&f, b, len - 8, host));	/* no ports */
+	p.ip.frag_off = htons(0x2000);
+	assert_false(flows_begin(&f, b, len, host));
+	p.ip.frag_off = htons(100);
+	assert_false(flows_begin(&f, b, len, host));
+	p.ip.frag_off = htons(0x4000);				/* do not fragment */
+	assert_true(flows_begin(&f, b, len, host));
+	p.udp.source++;
+	p.ip.ihl = 4;
+	assert_false(flows_begin(&f, b, len, host));
+	p.ip.ihl = 15;
+	assert_false(flows_begin(&f, b, len, host));
+	p.ip.ihl = 5;
+	p.udp.dest = htons(67);					/* DHCP, to whom it may concern */
+	assert_true(flows_begin(&f, b, len, host));
+	p.ip.daddr = INADDR_NONE;
+	assert_true(flows_begin(&f, b, len, host));
+	p.ip.daddr = inet_addr("10.0.2.3");
+	assert_false(flows_begin(&f, b, len, host));
+	p.ip.protocol = IPPROTO_ICMP;
+	assert_false(flows_begin(&f, b, len, host));
+	p.ip.protocol = IPPROTO_TCP;
+	assert_false(flows_begin(&f, b, len, host));		/* half a header */
+	memset(&p.tcp, 0, sizeof(p.tcp));
+	p.tcp.syn = 1;
+	assert_false(flows_begin(&f, b, len + 12, host));
+	p.tcp.psh = 1;
+	assert_false(flows_begin(&f, b, len + 12, host));
+	p.tcp.ack = 1;
+	assert_true(flows_begin(&f, b, len + 12, host));	/* of one that the world began, perhaps */
+	p.ethernet[12] = 0x86;
+	assert_true(flows_begin(&f, b, 14, host));
+	assert_true(flows_begin(&f, b, 13, host));
+	flows_remove(&f, 7);
+	flows_remove(&f, 7);
+	assert_int_equal(f.n, FLOWS_MAX - 1);
+	assert_false(flows_are_full());
+	flows_clear(&f);
 }
 
 /* Frames that the kernel had from the device. */
@@ -363,6 +632,45 @@ static void set_up(const char *name)
 	close(s);
 }
 
+static bool in_a_network_of_its_own(void)
+{
+	static enum { NOT_YET, IS, CANNOT } is;
+
+	if (is == NOT_YET)
+		is = unshare(CLONE_NEWUSER | CLONE_NEWNET) ? CANNOT : IS;
+	return is == IS;
+}
+
+/* Who in the world connects to a forwarded port is counted, too; in a network where all ports are free. */
+static void test_user_flows_accepted(void **state)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(2222) };
+	static int fd[TOO_MANY];
+	unsigned before;
+	struct net *n;
+
+	room_for_flows();
+	if (!in_a_network_of_its_own())
+		skip();
+	set_up("lo");
+	n = carrier("user,hostfwd=tcp:127.0.0.1:2222-:22");
+	for (unsigned i = 0; i < TOO_MANY; i++) {
+		fd[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+		assert_true(fd[i] >= 0);
+	}
+	before = descriptors();
+	for (unsigned i = 0; i < TOO_MANY; i++) {
+		connect(fd[i], (struct sockaddr *)&a, sizeof(a));
+		turn(n);
+	}
+	for (unsigned i = 0; i < 100; i++)
+		turn(n);
+	assert_in_range(descriptors(), before + FLOWS_MAX, before + FLOWS_MAX + FLOWS_SPARE);
+	net_close(n);
+	for (unsigned i = 0; i < TOO_MANY; i++)
+		close(fd[i]);
+}
+
 /* In a network of the test's own: the kernel's frames come out, ours go in. */
 static void test_tap(void **state)
 {
@@ -371,7 +679,7 @@ static void test_tap(void **state)
 	struct net *n;
 	uint8_t frame[60] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 0x54, 0, 1, 2, 3, 0x88, 0xb5 };
 
-	if (unshare(CLONE_NEWUSER | CLONE_NEWNET) || access("/dev/net/tun", R_OK | W_OK))
+	if (!in_a_network_of_its_own() || access("/dev/net/tun", R_OK | W_OK))
 		skip();
 	n = carrier("tap,ifname=mtap0");
 	set_up("mtap0");		/* IPv6 says hello by itself */
@@ -400,6 +708,10 @@ int main(void)
 		cmocka_unit_test(test_deliver_small),
 		cmocka_unit_test(test_options),
 		cmocka_unit_test(test_user_arp),
+		cmocka_unit_test(test_user_flows_udp),
+		cmocka_unit_test(test_user_flows_tcp),
+		cmocka_unit_test(test_user_flows_odd),
+		cmocka_unit_test(test_user_flows_accepted),
 		cmocka_unit_test(test_tap),
 	};
 
