@@ -17,6 +17,7 @@
 #include "clients/own-daemon.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "common/private-dir.h"
 
 enum { START_MS = 20000, END_S = 60, ARGS = 16, PATH_LONG = 256 };
 
@@ -88,7 +89,7 @@ static int want_image(const char *what, unsigned i, char **arg, struct error *er
 static int make_dir(struct error *err)
 {
 	char *dir;
-	int rc = own_daemon_dir(getenv("XDG_RUNTIME_DIR"), "/tmp", "merino", &dir, err);
+	int rc = private_dir_make(getenv("XDG_RUNTIME_DIR"), "/tmp", "merino", &dir, err);
 
 	if (rc < 0)
 		return rc;

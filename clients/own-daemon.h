@@ -9,11 +9,6 @@
 
 #include "common/error.h"
 
-/* A new directory NAME-XXXXXX in PARENT, or in FALLBACK where that is NULL, too long for a
- * socket in it, or cannot be written to; *OUT is malloc'd.  Those that killed runs have
- * left there are removed. */
-int own_daemon_dir(const char *parent, const char *fallback, const char *name, char **out, struct error *err);
-
 /* GIVEN, or the merinod beside this program, or the one in the PATH; malloc'd, NULL: no memory. */
 char *own_daemon_program(const char *given);
 

@@ -21,6 +21,7 @@
 #include "common/checked.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "common/private-dir.h"
 #include "common/uri.h"
 #include "format/qcow2.h"
 
@@ -230,10 +231,10 @@ static int wait_ready(struct serve *o, struct error *err)
 int serve_start(struct serve *o, struct error *err)
 {
 	struct args a = { .n = 0 };
-	int rc = own_daemon_dir(getenv("XDG_RUNTIME_DIR"), "/tmp", "merino-serve", &o->dir, err);
+	int rc = private_dir_make(getenv("XDG_RUNTIME_DIR"), "/tmp", "merino-serve", &o->dir, err);
 
 	if (rc == 0 && o->writable)
-		rc = own_daemon_dir(getenv("TMPDIR"), "/var/tmp", "merino-serve", &o->overlays, err);
+		rc = private_dir_make(getenv("TMPDIR"), "/var/tmp", "merino-serve", &o->overlays, err);
 	if (rc == 0 && o->port < 0 && (o->socket ? !(o->listen = strdup(o->socket))
 						 : asprintf(&o->listen, "%s/nbd", o->dir) < 0))
 		rc = error_errno(err, -ENOMEM, "%s", o->dir);

@@ -11,6 +11,7 @@
 
 #include "common/authz.h"
 #include "common/log.h"
+#include "nbd-server/activation.h"
 #include "nbd-server/cmdline-int.h"
 #include "nbd-server/commands.h"
 #include "nbd-server/monitor.h"
@@ -79,25 +80,32 @@ static int allow_setting(const struct setting *s, struct json_object *o, struct 
 	return rc ? rc : allow_string(o, "filename", false, ALLOW_READ, err);
 }
 
-/* quick.c's socket, given or private. */
-static int allow_quick(const struct quick *q, struct error *err)
+static bool has_setting(const struct cmdline *c, const char *name)
 {
-	const char *base = getenv("XDG_RUNTIME_DIR");
+	for (unsigned i = 0; i < c->n_settings; i++) {
+		if (!strcmp(c->settings[i].def->name, name))
+			return true;
+	}
+	return false;
+}
+
+/* quick.c's socket: given, or private and removed with its directory at the end. */
+static int allow_quick(const struct cmdline *c, struct error *err)
+{
+	const struct quick *q = &c->quick;
+	const char *dir;
+	int rc;
 
 	if (!q->n_files)
 		return 0;
 	if (q->socket)
 		return sandbox_allow_parent(q->socket, ALLOW_SOCKET, err);
-	return sandbox_allow(base && *base == '/' ? base : "/tmp", ALLOW_SOCKET | ALLOW_DIRS, err);
-}
-
-static bool has_monitor(const struct cmdline *c)
-{
-	for (unsigned i = 0; i < c->n_settings; i++) {
-		if (!strcmp(c->settings[i].def->name, "monitor"))
-			return true;
-	}
-	return false;
+	if (has_setting(c, "nbd-server") || activation_count())
+		return 0;
+	rc = quick_private_dir(&dir, err);
+	if (!rc)
+		rc = sandbox_allow(dir, ALLOW_SOCKET, err);
+	return rc ? rc : sandbox_allow_parent(dir, ALLOW_DIRS, err);
 }
 
 int cmdline_sandbox(struct cmdline *c, struct error *err)
@@ -116,13 +124,13 @@ int cmdline_sandbox(struct cmdline *c, struct error *err)
 		json_object_put(o);
 	}
 	if (!rc)
-		rc = allow_quick(&c->quick, err);
-	c->sandbox.late = !c->sandbox.n_dirs && !has_monitor(c);
+		rc = allow_quick(c, err);
+	c->sandbox.late = !c->sandbox.n_dirs && !has_setting(c, "monitor");
 	return rc ? rc : sandbox_start(&c->sandbox, err);
 }
 
 void cmdline_sandbox_tell(const struct cmdline *c)
 {
-	if (!c->sandbox.off && !c->sandbox.n_dirs && has_monitor(c))
+	if (!c->sandbox.off && !c->sandbox.n_dirs && has_setting(c, "monitor"))
 		log_info("no --allow-dir is given: a monitor's client can open every file that this user can");
 }

@@ -215,6 +215,7 @@ int main(int argc, char **argv)
 	commands_block_job_init();
 	if (prepare(&err)) {
 		fail(&err);
+		quick_end();
 	} else {
 		loop_post(the_daemon.main, &start);
 		loop_run(the_daemon.main);

@@ -12,6 +12,7 @@
  */
 #include "nbd-server/quick.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -24,6 +25,7 @@
 
 #include "common/bytes.h"
 #include "common/log.h"
+#include "common/private-dir.h"
 #include "common/uri.h"
 #include "format/nbd.h"
 #include "nbd-server/activation.h"
@@ -58,29 +60,24 @@ static int run(const char *command, struct json_object *args, struct error *err)
 
 /* -- where to listen ---------------------------------------------------------- */
 
+/* What a run before ours has left where it lies is found by its name and cleared away. */
+int quick_private_dir(const char **dir, struct error *err)
+{
+	const char *base = getenv("XDG_RUNTIME_DIR");
+	int rc = private_dir_make(base && *base == '/' ? base : NULL, "/tmp", "merinod", &private_dir, err);
+
+	*dir = private_dir;
+	return rc;
+}
+
 /* A path only this user can reach; malloc'd. */
 static char *private_socket(struct error *err)
 {
-	const char *base = getenv("XDG_RUNTIME_DIR");
 	char *path = NULL;
 
-	if (!base || *base != '/' || strlen(base) > 60 || access(base, W_OK) < 0)
-		base = "/tmp";
-	if (asprintf(&private_dir, "%s/merinod-XXXXXX", base) < 0) {
-		private_dir = NULL;
+	assert(private_dir);
+	if (asprintf(&path, "%s/nbd", private_dir) < 0)
 		error_set(err, -ENOMEM, "Out of memory");
-		return NULL;
-	}
-	if (!mkdtemp(private_dir)) {
-		error_errno(err, -errno, "cannot make a directory for the socket in %s", base);
-		free(private_dir);
-		private_dir = NULL;
-		return NULL;
-	}
-	if (asprintf(&path, "%s/nbd", private_dir) < 0) {
-		error_set(err, -ENOMEM, "Out of memory");
-		return NULL;
-	}
 	return path;
 }
 

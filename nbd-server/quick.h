@@ -19,6 +19,9 @@ struct quick {
 	bool read_only;
 };
 
+/* Before the sandbox: makes the directory of the private socket; *DIR is ours. */
+int quick_private_dir(const char **dir, struct error *err);
+
 /* Coroutine on the main loop. */
 int quick_run(const struct quick *q, struct error *err);
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sockets: unix, TCP, several at once, started and stopped while the daemon runs; the short command line."""
 
+import contextlib
 import os
 import re
 import signal
@@ -116,23 +117,54 @@ def test_several_listeners_by_qmp(daemon, tmp):
             nbdraw.Conn(address)
 
 
-@pytest.mark.merino_only
-def test_short_command_line_prints_a_uri_that_works(tmp):
-    """merinod disk.qcow2: what people type."""
-    path = tools.create(tmp / "disk.qcow2", "4M")
-    with open(tmp / "err", "wb") as err:
+@contextlib.contextmanager
+def short(tmp, path, **env):
+    """merinod disk.qcow2: what people type.  Gives the process and its URI."""
+    with open(tmp / "err", "ab") as err:
         proc = subprocess.Popen([program(), path], cwd=tmp, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=err, text=True)
+                                stderr=err, text=True, env={**os.environ, **env})
     try:
-        uri = re.search(r"nbd(\+unix)?://\S+", proc.stdout.readline()).group()
-        assert tools.run("nbdinfo", "--size", uri).stdout == "4194304\n"
-        tools.qemu_io(uri, "write -P 1 0 64k", "read -P 1 0 64k", fmt="raw")
+        yield proc, re.search(r"nbd(\+unix)?://\S+", proc.stdout.readline()).group()
     finally:
-        proc.send_signal(signal.SIGTERM)
+        proc.terminate()
         status = proc.wait(HANG)
         proc.stdout.close()
-    assert status == 0, (tmp / "err").read_text()
+    assert status in (0, -signal.SIGKILL), (tmp / "err").read_text()
+
+
+@pytest.mark.merino_only
+def test_short_command_line_prints_a_uri_that_works(tmp):
+    path = tools.create(tmp / "disk.qcow2", "4M")
+    with short(tmp, path) as (_, uri):
+        assert tools.run("nbdinfo", "--size", uri).stdout == "4194304\n"
+        tools.qemu_io(uri, "write -P 1 0 64k", "read -P 1 0 64k", fmt="raw")
     tools.check(path)
+
+
+@pytest.mark.merino_only
+def test_the_directory_of_a_killed_one_goes_with_the_next(tmp):
+    """It stays while its merinod lives, and as long as it is young."""
+    place = tmp / "run"
+    place.mkdir(mode=0o700)
+    disks = [tools.create(tmp / f"{name}.qcow2", "1M") for name in "ab"]
+
+    def others():
+        """What there is besides the next one's own."""
+        with short(tmp, disks[1], XDG_RUNTIME_DIR=str(place)) as (_, uri):
+            mine, = {p for p in place.iterdir() if f"{p}/nbd" in uri}
+            seen = set(place.iterdir()) - {mine}
+        assert not mine.exists()
+        return seen
+    with short(tmp, disks[0], XDG_RUNTIME_DIR=str(place)) as (first, _):
+        used, = place.iterdir()
+        os.utime(used, (0, 0))
+        assert others() == {used} and (used / "nbd").is_socket()
+        first.kill()
+        first.wait(HANG)
+    os.utime(used)
+    assert others() == {used}
+    os.utime(used, (0, 0))
+    wait_until(lambda: others() == set())
 
 
 def test_missing_image_is_named(tmp):
