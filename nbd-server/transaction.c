@@ -228,6 +228,13 @@ static void apply_on_loop(void *arg)
 	s->rc = s->a->verb->apply(s->a, s->err);
 }
 
+static void ahead_on_loop(void *arg)
+{
+	struct step *s = arg;
+
+	s->rc = s->a->verb->ahead(s->a, s->err);
+}
+
 static void commit_on_loop(void *arg)
 {
 	struct step *s = arg;
@@ -254,6 +261,7 @@ static void undo_all(struct action *v, unsigned n)
 
 		if (v[n].applied && !v[n].committed && v[n].verb->undo)
 			loop_call(action_loop(&v[n]), undo_on_loop, &s);
+		v[n].applied = false;
 	}
 }
 
@@ -271,6 +279,12 @@ static int apply_all(struct action *v, unsigned n, struct error *err)
 	return 0;
 }
 
+static void say_removed(struct error *err, unsigned done)
+{
+	if (done)
+		error_prefix(err, "%u bitmaps are removed for good, then: ", done);
+}
+
 /* Only removals wait for this.  When the storage fails after the first of
  * several, those done stay done, and the text says so. */
 static int commit_all(struct action *v, unsigned n, struct error *err)
@@ -284,12 +298,26 @@ static int commit_all(struct action *v, unsigned n, struct error *err)
 			continue;
 		loop_call(action_loop(&v[i]), commit_on_loop, &s);
 		if (s.rc) {
-			if (done)
-				error_prefix(err, "%u bitmaps are removed for good, then: ", done);
+			say_removed(err, done);
 			return s.rc;
 		}
 		v[i].committed = true;
 		done++;
+	}
+	return 0;
+}
+
+/* *DONE: how many of them went well. */
+static int go_ahead(struct action *v, unsigned n, unsigned *done, struct error *err)
+{
+	for (*done = 0; *done < n; ++*done) {
+		struct step s = { &v[*done], err };
+
+		loop_call(action_loop(s.a), ahead_on_loop, &s);
+		if (s.rc) {
+			say_removed(err, *done);
+			return s.rc;
+		}
 	}
 	return 0;
 }
@@ -319,7 +347,8 @@ static void on_nodes(struct action *v, unsigned n, void (*fn)(void *arg))
 			loop_call(v[i].node->loop, fn, &v[i]);
 }
 
-static int run_gated(struct action *v, unsigned n, struct error *err)
+/* The first AHEAD of them have gone ahead: only they are committed, and the rest is undone. */
+static int run_gated(struct action *v, unsigned n, unsigned ahead, struct error *err)
 {
 	struct gates gates;
 	int rc = gates_init(&gates, v, n, err);
@@ -329,10 +358,11 @@ static int run_gated(struct action *v, unsigned n, struct error *err)
 	if (!rc) {
 		/* A process that dies in here has done all to a node's bitmaps, or nothing. */
 		on_nodes(v, n, hold_on_loop);
-		rc = apply_all(v, n, err);
+		if (!ahead)
+			rc = apply_all(v, n, err);
 		if (!rc)
-			rc = commit_all(v, n, err);
-		if (rc)
+			rc = commit_all(v, ahead ? ahead : n, err);
+		if (rc || ahead)
 			undo_all(v, n);
 		on_nodes(v, n, release_on_loop);
 		open_gates(&gates);
@@ -340,6 +370,33 @@ static int run_gated(struct action *v, unsigned n, struct error *err)
 	}
 	gates_free(&gates);
 	return rc;
+}
+
+static bool can_go_ahead(const struct action *v, unsigned n)
+{
+	unsigned i = 0;
+
+	while (i < n && v[i].verb->ahead)
+		i++;
+	return n && i == n;
+}
+
+/* With the gates open but for a moment at the end.  Bitmaps that the image has lost while
+ * the disk was too busy for that moment are there until they are removed again. */
+static int run_ahead(struct action *v, unsigned n, struct error *err)
+{
+	int rc = apply_all(v, n, err), closed = 0;
+	unsigned done = 0;
+
+	if (!rc)
+		rc = go_ahead(v, n, &done, err);
+	if (done)
+		closed = run_gated(v, n, done, NULL);
+	undo_all(v, n);
+	if (rc || !closed)
+		return rc;
+	return error_set(err, closed, "The disk was busy all the time; the bitmaps have vanished from the image, "
+			 "and are still in memory");
 }
 
 static int prepare_all(struct action *v, unsigned n, struct error *err)
@@ -360,7 +417,7 @@ int transaction_run(struct action *v, unsigned n, struct error *err)
 	int rc = prepare_all(v, n, err);
 
 	if (!rc)
-		rc = run_gated(v, n, err);
+		rc = can_go_ahead(v, n) ? run_ahead(v, n, err) : run_gated(v, n, 0, err);
 	for (unsigned i = 0; i < n; i++) {
 		if (v[i].prepared && v[i].verb->clean)
 			v[i].verb->clean(&v[i], !rc);

@@ -37,6 +37,9 @@ struct verb {
 	int (*prepare)(struct action *a, struct error *err);
 	int (*apply)(struct action *a, struct error *err);	/* NULL: nothing to do */
 	void (*undo)(struct action *a);			/* NULL: nothing to undo */
+	/* What of commit waits for storage, once all are applied.  A transaction of nothing but
+	 * such actions does it, and applies them, while guests go on; NULL: there is none. */
+	int (*ahead)(struct action *a, struct error *err);
 	int (*commit)(struct action *a, struct error *err);	/* NULL: nothing is left to do */
 	/* Whenever prepare was called, also when it failed.  DONE: all went well.  The
 	 * action's nodes go after it. */

@@ -147,6 +147,11 @@ static void remove_undo(struct action *a)
 	a->bitmap->busy--;
 }
 
+static int remove_ahead(struct action *a, struct error *err)
+{
+	return bitmap_unstore(a->bitmap, err);
+}
+
 static int remove_commit(struct action *a, struct error *err)
 {
 	int rc;
@@ -257,7 +262,7 @@ const struct verb verbs[] = {
 	{ "block-dirty-bitmap-add", args_bitmap_add, .prepare = add_prepare, .clean = bitmap_clean,
 	  .apply = add_apply, .undo = add_undo },
 	{ "block-dirty-bitmap-remove", args_bitmap, BITMAP_ACTION,
-	  .apply = remove_apply, .undo = remove_undo, .commit = remove_commit },
+	  .apply = remove_apply, .undo = remove_undo, .ahead = remove_ahead, .commit = remove_commit },
 	{ "block-dirty-bitmap-clear", args_bitmap, .prepare = clear_prepare, .clean = bitmap_clean,
 	  .apply = clear_apply, .undo = give_bits_back },
 	{ "block-dirty-bitmap-merge", args_bitmap_merge, .prepare = merge_prepare,

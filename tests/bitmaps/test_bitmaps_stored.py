@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Persistent bitmaps: stored at a clean close as the qcow2 specification says, read and written by QEMU too."""
 
+import contextlib
+import os
+import threading
+
 import pytest
 
 from lib import dirty, tools
+from lib.cutter import Cutter
 from lib.dirty import add, by_qemu, merge, ranges, states, verb
+from lib.patience import HANG
 
 K, M = 1 << 10, 1 << 20
 SIZE = 4 * M
@@ -249,3 +255,67 @@ def test_read_only_bitmap_is_no_target_of_merge(daemon, image):
     kind, text = d.qmp.error("block-dirty-bitmap-merge", node="disk", target="b", bitmaps=["t"])
     assert (kind, text) == ("GenericError", "Bitmap 'b' is readonly and cannot be modified")
     merge(d, "t", ["b"])
+
+
+class Holding(Cutter):
+    """Once .armed is set, the next bytes either way stop everything until .go_on(), and .held is set."""
+
+    def __init__(self, path, target):
+        self.armed, self.held = threading.Event(), threading.Event()
+        super().__init__(path, target)
+
+    def pump(self, x, y, left):
+        with contextlib.suppress(OSError):
+            while data := x.recv(65536):
+                if self.armed.is_set():
+                    self.armed.clear()
+                    self.stall()
+                    self.held.set()
+                self.flowing.wait()
+                y.sendall(data)
+        self.part(x, y)
+
+
+@pytest.mark.merino_only
+@pytest.mark.parametrize("names", [["b"], ["b", "c"]])
+def test_guests_go_on_while_bitmaps_are_removed(daemon, tmp, image, names):
+    """The image's storage does not answer; what a guest reads without it is there at once."""
+    for name in *names, "kept":
+        tools.run("qemu-img", "bitmap", "--add", image, name)
+    os.truncate(image, os.path.getsize(image) + M)          # what NBD serves does not grow
+    below = daemon.serve(image, "raw")
+    proxy = Holding(tmp / "proxy", below.nbd_address)
+    try:
+        d = daemon.start("--blockdev", f"driver=qcow2,node-name=disk,file.driver=nbd,file.export=disk,file.server.type=unix,"
+                         f"file.server.path={proxy.path}", "--export", "type=nbd,id=disk,node-name=disk,name=disk,writable=on")
+        guest = d.enter()
+        proxy.armed.set()
+        remove = threading.Thread(target=d.qmp.cmd, args=("transaction", {"actions": [
+            {"type": "block-dirty-bitmap-remove", "data": {"node": "disk", "name": name}} for name in names]}))
+        remove.start()
+        assert proxy.held.wait(HANG)
+        assert guest.read(2 * M, 512) == bytes(512)
+        assert remove.is_alive()
+        proxy.go_on()
+        remove.join(HANG)
+        assert set(states(d)) == {"kept"}
+        d.stop()
+    finally:
+        proxy.close()
+    below.stop()
+    tools.check(image)
+    assert set(tools.bitmaps(image)) == {"kept"}
+
+
+@pytest.mark.merino_only
+def test_removal_of_several_is_all_or_nothing(daemon, image):
+    d = daemon.serve(image)
+    add(d, "a", persistent=True)
+    d.stop()
+    d = daemon.serve(image)
+    for second in "a", "nope":
+        d.qmp.error("transaction", {"actions": [
+            {"type": "block-dirty-bitmap-remove", "data": {"node": "disk", "name": name}} for name in ("a", second)]})
+        assert states(d)["a"]["persistent"] and not states(d)["a"]["busy"]
+    d.stop()
+    assert set(tools.bitmaps(image)) == {"a"}
