@@ -121,6 +121,11 @@ bool copier_map_tells(const struct node *target);
 /* Forgets what was looked up: something in [off, off+len) has changed. */
 void copier_map_drop(struct copier_map *m, uint64_t off, uint64_t len);
 
+/* -- copier.c */
+
+/* The file at the bottom that holds N's data; NULL: it is somewhere else. */
+struct io_file *copier_storage(const struct node *n);
+
 /* -- copier-move.c */
 
 /* Copies T, or its beginning when the copier is to stop: T->len says how much.  0 or

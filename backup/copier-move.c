@@ -44,14 +44,26 @@ struct put {
 	const void *buf;		/* NULL: zeroes */
 	uint64_t off, len;
 	unsigned flags;
+	bool beside;			/* by another thread than the loop's */
 	int rc;
 };
+
+/* The kernel's workers write while the loop reads, or sends: two of them share the work.  With
+ * a guest there the loop writes itself: its own share is what manners can measure. */
+static void choose_writer(const struct put *p)
+{
+	struct io_file *f = copier_storage(p->target);
+
+	if (f)
+		f->no_inline_write = p->beside;
+}
 
 static void put_on_loop(void *arg)
 {
 	struct put *p = arg;
 
 	gate_enter(&p->target->gate);
+	choose_writer(p);
 	if (p->buf)
 		p->rc = node_write(p->target, p->buf, p->off, p->len, p->flags);
 	else
@@ -64,6 +76,7 @@ static int put(struct copier *c, struct put p)
 	struct copier_watch w = copier_watch();
 
 	p.target = c->o.target;
+	p.beside = loop_self() && !manners_needed(&c->manners, w.begun);
 	if (p.target->loop)
 		loop_call(p.target->loop, put_on_loop, &p);
 	else
@@ -78,6 +91,7 @@ static void flush_on_loop(void *arg)
 	struct put *p = arg;
 
 	gate_enter(&p->target->gate);
+	choose_writer(p);
 	p->rc = node_flush(p->target);
 	gate_leave(&p->target->gate);
 }

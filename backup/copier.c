@@ -64,8 +64,7 @@ static int make_maps(struct copier *c)
 	return c->source.x.v && c->target.x.v && c->buffers ? bitmap_alloc_bits(&c->left) : -ENOMEM;
 }
 
-/* The file at the bottom that holds N's data; NULL: it is somewhere else. */
-static const struct io_file *storage_of(const struct node *n)
+struct io_file *copier_storage(const struct node *n)
 {
 	while (n->child[CHILD_FILE])
 		n = n->child[n->child[CHILD_DATA_FILE] ? CHILD_DATA_FILE : CHILD_FILE];
@@ -76,7 +75,7 @@ static const struct io_file *storage_of(const struct node *n)
  * cache holds them, and the kernel finds its pages one by one. */
 static uint64_t default_chunk(const struct node *target)
 {
-	const struct io_file *f = storage_of(target);
+	const struct io_file *f = copier_storage(target);
 
 	return f && !f->direct ? COPIER_CHUNK_CACHED : COPIER_CHUNK_MAX;
 }
@@ -114,7 +113,7 @@ int copier_new(const struct copier_options *o, struct copier **out, struct error
 	c->left.size = c->skipped.size = size;
 	c->left.granularity_bits = c->skipped.granularity_bits = granularity_bits(o, size);
 	c->wake = o->job ? &o->job->wake : &c->own_wake;
-	c->target_direct = storage_of(o->target) && storage_of(o->target)->direct;
+	c->target_direct = copier_storage(o->target) && copier_storage(o->target)->direct;
 	c->target_tells = copier_map_tells(o->target);
 	set_sizes(c);
 	if (make_maps(c)) {

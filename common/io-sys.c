@@ -14,12 +14,14 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "common/fdset.h"
@@ -284,6 +286,13 @@ struct cachestat_range_abi {
 struct cachestat_abi {
 	uint64_t cache, dirty, writeback, evicted, recently_evicted;
 };
+
+bool io_sys_is_tmpfs(const struct io_file *f)
+{
+	struct statfs s;
+
+	return fstatfs(f->fd, &s) == 0 && s.f_type == TMPFS_MAGIC;
+}
 
 bool io_is_cached(const struct io_file *f, uint64_t off, uint64_t len)
 {

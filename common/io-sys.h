@@ -40,6 +40,8 @@ int io_sys_discard(struct io_file *f, uint64_t off, uint64_t len);
 int io_sys_map(struct io_file *f, uint64_t off, uint64_t len, struct extents *x);
 
 int64_t io_sys_size(struct io_file *f);
+/* The page cache is all there is of it, but for what was swapped out. */
+bool io_sys_is_tmpfs(const struct io_file *f);
 int io_sys_truncate(struct io_file *f, uint64_t size);
 
 #endif

@@ -233,11 +233,18 @@ static void uring_beside(struct io_beside_job *j)
 static ssize_t uring_pread_now(struct io_file *f, void *buf, size_t len, uint64_t off)
 {
 	struct iovec v = { .iov_base = buf, .iov_len = len };
-	ssize_t n = preadv2(f->fd, &v, 1, (off_t)off, RWF_NOWAIT);
+	ssize_t n;
 
+	if (f->no_nowait_read)
+		n = f->in_memory && io_is_cached(f, off, len) ? pread(f->fd, buf, len, (off_t)off) : 0;
+	else
+		n = preadv2(f->fd, &v, 1, (off_t)off, RWF_NOWAIT);
 	if (n >= 0)
 		return n;
-	f->no_nowait_read |= errno == EOPNOTSUPP;
+	if (errno == EOPNOTSUPP) {
+		f->no_nowait_read = true;
+		f->in_memory = io_sys_is_tmpfs(f);
+	}
 	return -errno;
 }
 
@@ -268,7 +275,7 @@ static ssize_t uring_pread(struct io_file *f, void *buf, size_t len, uint64_t of
 	struct loop *l = uring_loop(f->io);
 	ssize_t now = 0, rest;
 
-	if (!f->direct && !f->no_nowait_read) {
+	if (!f->direct && (!f->no_nowait_read || f->in_memory)) {
 		now = uring_pread_now(f, buf, len, off);
 		if (now == (ssize_t)len)
 			return now;

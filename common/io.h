@@ -53,6 +53,7 @@ struct io_file {
 	bool writable, direct, is_block_device;
 	bool no_nowait_read;	/* the file system refused RWF_NOWAIT reads (tmpfs), */
 	bool no_nowait_write;	/* or writes */
+	bool in_memory;		/* it is tmpfs: what is cached is read without waiting all the same */
 	bool no_inline_write;	/* its writes are large and nobody waits for them */
 	bool no_punch, no_zero_range;	/* the file system refused these once */
 	uint8_t map_strikes;		/* io-uring.c: inline maps that were slow, lately */
