@@ -36,7 +36,7 @@ char *own_daemon_program(const char *given)
 }
 
 /* Ours only remember a signal: one that came before exec(2) would be lost. */
-static void reset_signals(void)
+void own_daemon_reset_signals(void)
 {
 	static const int caught[] = { SIGINT, SIGTERM, SIGHUP };
 	struct sigaction old;
@@ -64,7 +64,7 @@ static void become(char **argv, const char *log, pid_t parent)
 	dup2(null, STDIN_FILENO);
 	dup2(log ? null : STDERR_FILENO, STDOUT_FILENO);
 	dup2(to, STDERR_FILENO);
-	reset_signals();
+	own_daemon_reset_signals();
 	execvp(argv[0], argv);
 	dprintf(STDERR_FILENO, "%s: %s\n", argv[0], strerror(errno));
 	_exit(127);

@@ -15,6 +15,10 @@ char *own_daemon_program(const char *given);
 /* Runs ARGV.  What it says goes to the file LOG, or (NULL) to our stderr. */
 int own_daemon_start(char **argv, const char *log, pid_t *pid, struct error *err);
 
+/* In a child, before exec(2): signals that we hold, catch or ignore are as they were; those
+ * that came meanwhile are its own. */
+void own_daemon_reset_signals(void);
+
 /* True when it has ended; *PID is 0 then, and *STATUS as of waitpid(2). */
 bool own_daemon_ended(pid_t *pid, int *status);
 

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clients/own-daemon.h"
 #include "clients/pull.h"
 #include "common/log.h"
 
@@ -176,7 +177,6 @@ static int run(struct serve *o, int *code, struct error *err)
 	const char *disk = o->disk ? o->disk : o->point->disk[0].name;
 	int status = 0, rc;
 	char *uri = NULL;
-	sigset_t none;
 	pid_t cmd;
 
 	rc = serve_uri(o, disk, &uri, err);
@@ -190,10 +190,7 @@ static int run(struct serve *o, int *code, struct error *err)
 	free(uri);
 	cmd = fork();
 	if (cmd == 0) {
-		sigemptyset(&none);
-		signal(SIGPIPE, SIG_DFL);
-		signal(SIGXFSZ, SIG_DFL);
-		sigprocmask(SIG_SETMASK, &none, NULL);
+		own_daemon_reset_signals();
 		execl("/bin/sh", "sh", "-c", o->run, NULL);
 		_exit(127);
 	}

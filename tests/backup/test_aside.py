@@ -10,6 +10,7 @@ import pytest
 
 from lib import checkpoints, pattern, tools
 from lib.daemon import disk_args
+from lib.patience import wait_until
 
 MIB = 1 << 20
 SIZE = 32 * MIB
@@ -46,7 +47,7 @@ def is_lost(d, c):
     with pytest.raises(nbd.Error):
         h.pread(4096, 0)
     h.shutdown()
-    return "a view is given up" in d.stderr()
+    return wait_until(lambda: "a view is given up" in d.stderr())
 
 
 def view(d):
@@ -285,7 +286,7 @@ def test_push(daemon, tmp):
     q = d.connect_qmp()
     q.cmd("blockdev-add", {"driver": "file", "node-name": "t-file", "filename": str(tools.create(tmp / "t", SIZE, "raw"))})
     q.cmd("blockdev-add", {"driver": "raw", "node-name": "t", "file": "t-file"})
-    q.cmd("blockdev-backup", {"job-id": "j", "device": "disk", "target": "t", "sync": "full", "speed": 4 * MIB})
+    q.cmd("blockdev-backup", {"job-id": "j", "device": "disk", "target": "t", "sync": "full", "speed": MIB // 4})
     for _ in range(3):
         overwrite(d, 0, SIZE, 2 * MIB)
     q.cmd("block-job-set-speed", {"device": "j", "speed": 0})
@@ -305,7 +306,7 @@ def test_two_views(daemon, tmp):
     q = d.connect_qmp()
     q.cmd("blockdev-add", {"driver": "file", "node-name": "t-file", "filename": str(tools.create(tmp / "t", SIZE, "raw"))})
     q.cmd("blockdev-add", {"driver": "raw", "node-name": "t", "file": "t-file"})
-    q.cmd("blockdev-backup", {"job-id": "j", "device": "disk", "target": "t", "sync": "full", "speed": 4 * MIB})
+    q.cmd("blockdev-backup", {"job-id": "j", "device": "disk", "target": "t", "sync": "full", "speed": MIB // 4})
     overwrite(d)
     assert checkpoints.pull(first, 0) == OLD
     checkpoints.end(d, "a", success=False)

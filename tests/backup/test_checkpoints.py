@@ -84,6 +84,7 @@ def writer(disks, lock, stop, seed):
     while not stop.is_set():
         with lock:
             rng.choice(disks).change(rng)
+        time.sleep(0.0002)                               # the lock is for whoever waits, too
 
 
 def test_a_chain_under_load(daemon, tmp):
@@ -116,20 +117,23 @@ def test_a_chain_under_load(daemon, tmp):
 
 def test_one_instant(two):
     """Who writes a number to the one disk, then to the other, finds them so in every checkpoint."""
-    a, b, stop = two.libnbd("a"), two.libnbd("b"), threading.Event()
+    a, b, stop, written = two.libnbd("a"), two.libnbd("b"), threading.Event(), 0
 
     def count():
+        nonlocal written
         i = 0
         while not stop.is_set():
             i += 1
             for h in a, b:
                 h.pwrite(i.to_bytes(8, "big") * 512, 0)
+            written = i
 
     t = threading.Thread(target=count)
     t.start()
     seen = set()
     try:
         for i in range(20):
+            wait_until(lambda before=written: written > before)
             c = begin(two, "ab", f"c{i}")
             x, y = (int.from_bytes(read(c, k, 0, 8), "big") for k in (0, 1))
             assert x - y in (0, 1), (x, y)
@@ -243,16 +247,16 @@ def test_lease_runs_out(two):
 
 def test_lease_is_renewed(two):
     """By requests of any kind, or by command; not by a client that only stays connected."""
-    c = begin(two, "ab", "c1", lease=30)
+    c = begin(two, "ab", "c1", lease=100)
     h = handle(c, 1)
 
     def left():
         return two.qmp.cmd("query-checkpoints")[0]["lease-left"]
 
     for renew in lambda: h.pread(K, 0), lambda: two.qmp.cmd("checkpoint-renew", id="c1"):
-        wait_until(lambda: left() <= 27)
-        renew()
-        wait_until(lambda: left() > 27)                  # it looks for requests every few seconds
+        wait_until(lambda: left() <= 97)
+        # It looks for requests every few seconds; and whoever looks in after a while may find that low again.
+        wait_until(lambda: (renew(), left())[1] > 97)
     two.qmp.cmd("checkpoint-renew", {"id": "c1", "lease": 1})
     two.qmp.event("CHECKPOINT_ENDED")
     assert states(two) == {}
@@ -261,10 +265,10 @@ def test_lease_is_renewed(two):
 def test_lease_is_long_by_default(two):
     assert begin(two, "ab", "c1")["lease"] == 300
     c, = two.qmp.cmd("query-checkpoints")
-    assert 290 <= c["lease-left"] <= 300
+    assert 200 <= c["lease-left"] <= 300
     two.qmp.cmd("checkpoint-renew", {"id": "c1", "lease": 4000})
     c, = two.qmp.cmd("query-checkpoints")
-    assert 3990 <= c["lease-left"] <= c["lease"] == 4000
+    assert 3900 <= c["lease-left"] <= c["lease"] == 4000
 
 
 # --- who cannot keep up

@@ -8,7 +8,7 @@ import pytest
 
 from lib import pushes, tools
 from lib.daemon import disk_args
-from lib.patience import listening, wait_until
+from lib.patience import HANG, listening, wait_until
 from lib.pushes import K, M, Writer, backup, bitmap, failed, read_image, succeeded, wait
 
 SIZE = 16 * M
@@ -55,7 +55,7 @@ def test_full_under_writes(disk, tmp, fmt, kw):
     with Writer(disk, "disk", SIZE, content=content(tmp)) as w:
         path = pushes.target(disk, tmp, SIZE, fmt=fmt)
         lo = w.done
-        backup(disk, speed=M, **kw)
+        backup(disk, speed=64 * K, **kw)
         hi = w.begun
         wait_until(lambda: w.done > hi + 20 or w.failure)    # they come while it copies
         disk.qmp.cmd("block-job-set-speed", device="j", speed=32 * M)
@@ -185,11 +185,12 @@ def test_bitmap_after_failure(disk, tmp, faulty, mode, sync):
     h = disk.libnbd()
     h.pwrite(b"a" * 3 * M, 8 * M)
     before = bitmap(disk, "b")["count"]
-    backup(disk, sync=sync, bitmap="b", bitmap_mode=mode, speed=256 * K, x_perf={"max-chunk": 64 * K, "max-workers": 2})
+    backup(disk, sync=sync, bitmap="b", bitmap_mode=mode, speed=64 * K, x_perf={"max-chunk": 64 * K, "max-workers": 2})
     wait_until(lambda: disk.qmp.cmd("query-block-jobs")[0]["offset"] > 0)
     h.pwrite(b"c" * K, 14 * M)
     h.pwrite(b"c" * K, 0)
     faulty[1].touch()
+    disk.qmp.cmd("block-job-set-speed", device="j", speed=0)
     assert failed(disk) == "No space left on device"
     after = bitmap(disk, "b")
     assert not after["busy"] and bitmap(disk, None) is None
@@ -313,7 +314,7 @@ def test_one_instant_of_three(daemon, tmp):
         args += disk_args(tmp / f"{n}.qcow2", name=n)
     d = daemon.start(*args)
     import threading
-    handles, stop = [d.libnbd(n) for n in "abc"], threading.Event()
+    handles, stop, counted = [d.libnbd(n) for n in "abc"], threading.Event(), threading.Event()
 
     def count():
         i = 0
@@ -321,9 +322,11 @@ def test_one_instant_of_three(daemon, tmp):
             i += 1
             for h in handles:
                 h.pwrite(b"%016d" % i, 8 * M)
+            counted.set()
     t = threading.Thread(target=count)
     t.start()
     try:
+        assert counted.wait(HANG)
         for r in range(5):
             for n in "abc":
                 pushes.target(d, tmp, SIZE, name=f"{n}{r}", fmt="raw")

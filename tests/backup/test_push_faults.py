@@ -152,7 +152,8 @@ def test_target_full(daemon, tmp):
         rig.next_is_right()
         rig.d.stop()
     finally:
-        subprocess.run(["umount", small], check=True)
+        # The kernel may still be about to close what a ring had open there.
+        wait_until(lambda: subprocess.run(["umount", small], check=False).returncode == 0)
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_target_gone(daemon, tmp, server):
     rig.remember()
     rig.add(server[1])
     guest = Guest(rig)
-    rig.start(speed=MIB, **{"x-perf": {"max-workers": 2, "max-chunk": 65536}})
+    rig.start(speed=MIB // 4, **{"x-perf": {"max-workers": 2, "max-chunk": 65536}})
     wait_until(lambda: rig.d.qmp.cmd("query-block-jobs")[0]["offset"] > 0)
     server[0].kill()
     assert "error" in rig.ended()
@@ -188,7 +189,7 @@ def test_target_stopped(daemon, tmp, server):
     rig.remember()
     rig.add(server[1])
     guest = Guest(rig)
-    rig.start(speed=MIB)
+    rig.start(speed=MIB // 4)
     wait_until(lambda: rig.d.qmp.cmd("query-block-jobs")[0]["offset"] > 0)
     server[0].send_signal(signal.SIGSTOP)
     before = guest.count
@@ -210,11 +211,11 @@ def test_none_is_whole_when_it_is_cancelled(daemon, tmp, server, stopped):
     rig.start(sync="none", **{"x-perf": {"max-workers": 1}})
     h = rig.d.libnbd("disk")
     server[0].send_signal(signal.SIGSTOP)
-    offsets = random.Random(5).sample(range(0, SIZE, 65536), 50)
+    offsets = random.Random(5).sample(range(0, SIZE, 65536), 25)
     for off in offsets:
         h.pwrite(b"new!" * 1024, off)
     jobs = rig.d.qmp.cmd("query-block-jobs")
-    assert len(jobs) == 1 and jobs[0]["busy"] and jobs[0]["offset"] < 50 * 65536        # it lags behind
+    assert len(jobs) == 1 and jobs[0]["busy"] and jobs[0]["offset"] < 25 * 65536        # it lags behind
     if not stopped:
         server[0].send_signal(signal.SIGCONT)
     rig.cmd("block-job-cancel", {"device": "j"})

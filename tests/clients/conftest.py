@@ -30,9 +30,9 @@ class Merino:
     def argv(self, *args):
         return [program(), *map(str, args)]
 
-    def run(self, *args, status=0, **kw):
+    def run(self, *args, status=0, timeout=HANG, **kw):
         done = subprocess.run(self.argv(*args), cwd=self.cwd, text=True, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=HANG, **kw)
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, **kw)
         assert not REPORT.search(done.stderr), done.stderr
         assert done.returncode == status, f"{args}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return done

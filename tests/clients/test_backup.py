@@ -52,11 +52,17 @@ def refused(merino, *args):
 
 
 @contextlib.contextmanager
-def stopped(process):
-    """It stands still meanwhile: however slow the machine is, it has not ended."""
-    process.send_signal(signal.SIGSTOP)
-    yield
-    process.send_signal(signal.SIGCONT)
+def held(merino, *args):
+    """A run that has taken its instant and copies nothing yet, however slow the machine is; its process."""
+    go_on = pathlib.Path(merino.cwd) / "go-on"
+    hook = "touch held; while ! test -e go-on; do sleep 0.02; done"
+    run = subprocess.Popen(merino.argv("backup", "--to", "repo", f"--hook-after={hook}", "--quiesce-timeout=180", *args),
+                           cwd=merino.cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: (go_on.with_name("held")).exists())
+        yield run
+    finally:
+        go_on.touch()
 
 
 def repo(merino):
@@ -89,7 +95,7 @@ def test_full_and_incrementals_under_load(live, merino):
     with w:
         for _ in range(7):
             made.append(backup(merino, "--socket", live.qmp_path))
-            time.sleep(0.05)
+            wait_until(lambda n=len(w.history): len(w.history) > n + 1)      # the first of them is written
     assert [levels(p) for p in made] == [dict(a="full", b="full")] + 6 * [dict(a="incremental", b="incremental")]
     assert [p["disks"][0].get("parent") for p in made] == [None] + [p["point"] for p in made[:-1]]
     instants = [w.instant(prove(repo(merino), p["point"])) for p in made]
@@ -368,10 +374,8 @@ def test_copy_of_the_repository(live, merino):
     backup(merino, "--socket", live.qmp_path)
     shutil.copytree(repo(merino), repo(merino).with_name("copy"))
     live.libnbd("a").pwrite(os.urandom(4 * MIB), 0)
-    run = subprocess.Popen(merino.argv("backup", "--json", "--to", "repo", "--limit", "1M", "--socket", live.qmp_path),
-                           cwd=merino.cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    wait_until(lambda: any(c["state"] == "pending" for c in live.qmp.cmd("query-checkpoints")))
-    with stopped(run):
+    with held(merino, "--json", "--socket", live.qmp_path) as run:
+        assert "pending" in {c["state"] for c in live.qmp.cmd("query-checkpoints")}
         text = merino.run("backup", "--to", "copy", "--socket", live.qmp_path, status=1).stderr
     assert "has a pending checkpoint" in text
     out, _ = run.communicate(timeout=HANG)
@@ -452,12 +456,9 @@ def test_no_space(live, merino, size):
 
 def test_two_writers(live, merino):
     writer(live).write(400)
-    args = merino.argv("backup", "--quiet", "--to", "repo", "--socket", live.qmp_path, "--limit=4M")
-    run = subprocess.Popen(args, cwd=merino.cwd, stdin=subprocess.DEVNULL)
-    wait_until(lambda: list(repo(merino).glob(".*.qcow2.partial")))
-    with stopped(run):
+    with held(merino, "--quiet", "--socket", live.qmp_path) as run:
         assert "is in use" in refused(merino, "--socket", live.qmp_path)
-    assert run.wait(HANG) == 0
+    assert run.communicate(timeout=HANG)[0] == "" and run.returncode == 0
     all_good(merino)
 
 

@@ -24,10 +24,10 @@ def backup(merino, *args):
     return json.loads(merino.run("backup", "--json", "--to", "repo", *args).stdout)
 
 
-def refused(merino, *args):
-    """Exit 1, and no trace of a point."""
+def refused(merino, *args, timeout=60):
+    """Exit 1, and no trace of a point.  TIMEOUT: for a server that does not come back."""
     before = set(points(repo(merino))) if repo(merino).exists() else set()
-    text = merino.run("backup", "--to", "repo", "--timeout=2", *args, status=1).stderr
+    text = merino.run("backup", "--to", "repo", f"--timeout={timeout}", *args, status=1).stderr
     assert text.startswith("merino backup: "), text
     assert set(points(repo(merino))) == before and not leftovers(repo(merino))
     return text
@@ -56,8 +56,8 @@ def test_connections_that_break(serve, merino, multi_conn):
 
 def test_server_that_never_comes_back(serve, merino):
     s = serve(8 * MIB, die_after=5)
-    read, s.read = s.read, lambda offset, length: (s.sock.close(), read(offset, length))[1]
-    assert "given up after 2 s" in refused(merino, s.uri)
+    read, s.read = s.read, lambda offset, length: (s.hang_up(), read(offset, length))[1]
+    assert "given up after 2 s" in refused(merino, s.uri, timeout=2)
 
 
 def test_server_that_comes_back_as_another(serve, merino):

@@ -13,8 +13,9 @@ import time
 import pytest
 
 from lib import pattern, tools
+from lib.daemon import die_with_parent
 from lib.nbdserver import Server
-from lib.patience import HANG
+from lib.patience import HANG, listening
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -296,9 +297,12 @@ def test_output_is_no_file(disk, merino):
 
 def test_onto_a_file_in_use(disk, merino, tmp):
     merino.pull(disk.uri(), "copy")
-    tools.run("qemu-nbd", "--fork", "--pid-file", tmp / "pid", "-k", tmp / "s", "-f", "qcow2", out(merino, "copy"))
+    other = subprocess.Popen([tools.need("qemu-nbd"), "-t", "-k", tmp / "s", "-f", "qcow2", out(merino, "copy")],
+                             preexec_fn=die_with_parent)
+    listening(tmp / "s", other)
     assert "lock" in merino.refused("--onto", "-f", "qcow2", disk.uri(), "copy")
-    os.kill(int((tmp / "pid").read_text()), signal.SIGTERM)
+    other.terminate()
+    other.wait(HANG)
 
 
 def test_force_spares_a_file_in_use(daemon, merino):
@@ -371,14 +375,15 @@ def test_storing_fails(disk, merino, tmp, end):
     tools.need("strace")
 
     def traced(*inject):
+        """One request at a time: the same writes each time."""
         return subprocess.run(["strace", "-f", "-qq", "-o", tmp / "trace", "-e", "trace=pwrite64,pwritev2", *inject,
-                               *merino.argv("pull", disk.uri(), "full")], cwd=merino.cwd, text=True,
+                               *merino.argv("pull", "-C1", "-R1", disk.uri(), "full")], cwd=merino.cwd, text=True,
                               stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     done = traced()
     if "ptrace" in done.stderr:
         pytest.skip("strace may not trace here")
     assert done.returncode == 0, done.stderr
-    writes = len((tmp / "trace").read_text().splitlines())
+    writes = sum("resumed>" not in line for line in (tmp / "trace").read_text().splitlines())
     out(merino, "full").unlink()
     done = traced("-e", f"inject=pwrite64,pwritev2:error=EIO:when={writes - end}+")
     assert done.returncode == 1 and "Input/output error" in done.stderr, done.stderr

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.merino_only
 
 SYNC, STATUS = "guest-sync-delimited", "guest-fsfreeze-status"
 FREEZE, THAW, BEGIN = "guest-fsfreeze-freeze", "guest-fsfreeze-thaw", "checkpoint-begin"
-PATIENCE = "5"                  # seconds that are to run out, within which an agent that is well does answer
+PATIENCE = "12"                 # seconds that are to run out, within which an agent that is well does answer
 
 
 class Tap(threading.Thread):
@@ -75,6 +75,8 @@ class Guest:
         self.tap = Tap(self.dir / "qmp", self.daemon.qmp_path, self.log)
 
     def argv(self, *args, to="repo"):
+        if "--quiesce" in args and "--quiesce-timeout" not in args:
+            args = "--quiesce-timeout", "180", *args     # its half minute may be over sooner than a machine's bad one
         return ["backup", "--json", "--to", to, "--socket", self.dir / "qmp", *args]
 
     def backup(self, *args, to="repo"):

@@ -6,7 +6,6 @@ import os
 import pathlib
 import signal
 import subprocess
-import time
 
 import pytest
 
@@ -138,8 +137,7 @@ def test_to_nbdkit(repo, merino, tmp, filter_):
     socket, pid = tmp / "k", tmp / "kpid"
     proc = subprocess.Popen([tools.need("nbdkit"), "-f", "-P", pid, "-U", socket, *filter_[:1], "memory", "2M", *filter_[1:]])
     try:
-        while not pid.exists():
-            time.sleep(0.01)
+        wait_until(lambda: pid.exists() or proc.poll() is not None)
         uri = f"nbd+unix:///?socket={socket}"
         merino.run("restore", repo.path, uri)
         tools.run("nbdcopy", uri, tmp / "got")
@@ -283,7 +281,7 @@ def test_chain_in_a_circle(repo, merino):
 
 def test_interrupted(repo, merino):
     """^C: nothing is left, and the program dies of the signal."""
-    proc = subprocess.Popen(merino.argv("restore", "--limit", "64k", repo.path, "x"), cwd=merino.cwd,
+    proc = subprocess.Popen(merino.argv("restore", "--limit", "16k", repo.path, "x"), cwd=merino.cwd,
                             stderr=subprocess.PIPE, text=True)
     wait_until(lambda: os.listdir(merino.cwd))
     assert os.listdir(merino.cwd) != ["x"], "it has another name until it is complete"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A remote export whose server goes away: what waits, what fails, and that nothing hangs."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -47,7 +48,7 @@ def test_waits_for_the_delay(daemon, servers, tmp):
     """Requests in flight and new ones wait, and are done when the server is back."""
     path, sock = tools.create(tmp / "a", SIZE, "raw"), tmp / "s"
     p = servers.qemu_nbd(sock, path)
-    h = serve(daemon, node(sock, "reconnect-delay=30")).libnbd()
+    h = serve(daemon, node(sock, "reconnect-delay=90")).libnbd()
     for round_ in range(3):
         servers.kill(p, sock)
         cookies = [h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray([round_ * 8 + i + 1]) * 65536), i << 16)
@@ -79,7 +80,7 @@ def test_killed_under_load(daemon, servers, tmp):
     """The server dies five times in the middle of writes: all that was acknowledged is there."""
     path, sock = tools.create(tmp / "a", SIZE, "raw"), tmp / "s"
     p = servers.qemu_nbd(sock, path)
-    d = serve(daemon, node(sock, "reconnect-delay=60"))
+    d = serve(daemon, node(sock, "reconnect-delay=90"))
     h, model, stop = d.libnbd(), bytearray(SIZE), threading.Event()
 
     def write():
@@ -153,9 +154,9 @@ def test_dies_in_an_answer(daemon, tmp):
             Server.chunk(self, s, cookie, kind, payload, done)
 
     with Short(tmp / "s", SIZE) as s:
-        h = serve(daemon, node(s.path, "reconnect-delay=20,read-only=on", ""), writable=False).libnbd()
+        h = serve(daemon, node(s.path, "reconnect-delay=90,read-only=on", ""), writable=False).libnbd()
         assert h.pread(65536, 4096) == bytes(65536)
-        assert s.connections == 2
+        assert s.connections >= 2
 
 
 def test_dies_in_a_map(daemon, tmp):
@@ -173,12 +174,12 @@ def test_dies_in_a_map(daemon, tmp):
             Server.chunk(self, s, cookie, kind, payload, done)
 
     with Short(tmp / "s", SIZE) as s:
-        d = serve(daemon, node(s.path, "reconnect-delay=20,read-only=on", ""), writable=False)
+        d = serve(daemon, node(s.path, "reconnect-delay=90,read-only=on", ""), writable=False)
         h = d.libnbd(contexts=["base:allocation"])
         found = []
         h.block_status(SIZE, 0, lambda name, offset, entries, error: found.extend(entries))
         assert found == [1 << 20, 3, 1 << 20, 0, SIZE - (2 << 20), 3]
-        assert s.connections == 2
+        assert s.connections >= 2
 
 
 def test_open_timeout(daemon, tmp):
@@ -187,7 +188,7 @@ def test_open_timeout(daemon, tmp):
     t = threading.Timer(0.5, lambda: servers.append(Server(tmp / "s", SIZE)))
     t.start()
     try:
-        d = serve(daemon, node(tmp / "s", "open-timeout=20,read-only=on", ""), writable=False)
+        d = serve(daemon, node(tmp / "s", "open-timeout=90,read-only=on", ""), writable=False)
         assert d.libnbd().get_size() == SIZE
     finally:
         t.join()
@@ -244,7 +245,7 @@ def test_a_hard_removal_does_not_wait_for_ever(daemon, servers, tmp):
 def test_memory_when_servers_come_and_go(daemon, servers, tmp):
     """Thirty connections later there are as many descriptors as before."""
     with Server(tmp / "s", SIZE, die_after=0) as s:
-        d = serve(daemon, node(s.path, "reconnect-delay=20,read-only=on", ""), writable=False)
+        d = serve(daemon, node(s.path, "reconnect-delay=90,read-only=on", ""), writable=False)
         h = d.libnbd()
         before = d.descriptors()
         h.aio_pread(nbd.Buffer(512), 0)
@@ -267,8 +268,8 @@ def test_a_socket_that_is_no_server(daemon, tmp):
 
     def talk():
         c, _ = s.accept()
-        c.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4)
-        c.close()
+        with c, contextlib.suppress(OSError):            # who has heard enough hangs up
+            c.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4)
     t = threading.Thread(target=talk)
     t.start()
     with pytest.raises(DidNotStart):

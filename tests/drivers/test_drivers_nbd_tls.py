@@ -83,7 +83,7 @@ def test_works(daemon, servers, pki, tmp, creds, options, extra):
 def test_works_after_a_reconnect(daemon, servers, pki, tmp):
     server(servers, pki, tmp, "a")
     obj = client(pki, "a")
-    h = start(daemon, tmp / "s", obj, ",tls-hostname=localhost,reconnect-delay=30").libnbd()
+    h = start(daemon, tmp / "s", obj, ",tls-hostname=localhost,reconnect-delay=90").libnbd()
     h.pwrite(b"x" * 100000, 5)
     servers.kill(servers.all[0], tmp / "s")
     server_path = tmp / "a"

@@ -89,7 +89,7 @@ def test_the_end_does_not_wait(daemon, tmp):
     h.poll(100)
     began = time.monotonic()
     d.stop()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.merino_only

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 import urllib.parse
@@ -117,12 +118,21 @@ def locked_by_processes():
     return out
 
 
-def wait_unlocked(directory):
-    """The kernel closes a killed process's ring, and the images that it holds, some time after the process's end."""
-    ours = set()
-    for p in directory.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            ours.add(p.stat().st_ino)
+def inodes(paths):
+    """Those of the files and devices that are there."""
+    out = set()
+    for p in paths:
+        with contextlib.suppress(OSError):
+            st = os.stat(p)
+            if stat.S_ISREG(st.st_mode) or stat.S_ISBLK(st.st_mode):
+                out.add(st.st_ino)
+    return out
+
+
+def wait_unlocked(directory, held=frozenset()):
+    """The kernel closes a process's ring, and the images that it holds, some time after the process's end.
+    HELD: inodes of others than those in DIRECTORY."""
+    ours = held | inodes(os.path.join(d, name) for d, _, names in os.walk(directory) for name in names)
 
     def nobodys():
         with open("/proc/locks") as f:
@@ -184,6 +194,7 @@ class Daemon:
             self.kill()
             raise AssertionError(f"{self.argv[0]} did not end within {timeout} s:\n{self.stderr()}") from None
         self.ended = True
+        wait_unlocked(self.dir.parent)
         self.close_clients()
         assert status == 0, f"{self.argv[0]} ended with {status}:\n{self.stderr()}"
         self.no_reports()
@@ -197,10 +208,11 @@ class Daemon:
     def kill(self):
         """kill -9: the process dies where it stands."""
         if not self.ended:
+            held = inodes(glob.glob(f"/proc/{self.proc.pid}/fd/*"))      # devices, too
             self.proc.kill()
             self.proc.wait()
             self.ended = True
-            wait_unlocked(self.dir.parent)
+            wait_unlocked(self.dir.parent, held)
         self.close_clients()
 
     def close_clients(self):

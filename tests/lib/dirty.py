@@ -46,7 +46,8 @@ def ranges(d, name, node="disk", writable=True):
     c.disconnect()
     d.clients.remove(c)
     d.qmp.cmd("block-export-del", {"id": tag, "mode": "hard"})
-    d.qmp.event("BLOCK_EXPORT_DELETED")
+    while d.qmp.event("BLOCK_EXPORT_DELETED")["data"]["id"] != tag:
+        pass
     return out
 
 

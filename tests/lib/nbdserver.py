@@ -44,9 +44,16 @@ class Server:
     def uri(self):
         return f"nbd+unix:///?socket={self.path}"
 
+    def hang_up(self):
+        """Nobody is let in any more: accept(2) goes on with a socket that was only closed."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
     def close(self):
         """No more connections, and the end of those there are: close() alone does not wake a thread that reads."""
-        for s in self.sock, *self.live:
+        self.hang_up()
+        for s in list(self.live):
             with contextlib.suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)
             s.close()

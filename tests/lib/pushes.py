@@ -86,23 +86,26 @@ class Writer:
         if r.random() < 0.7:
             length = r.choice((512, 4 * K, 4 * K, 4 * K, 12 * K, 64 * K, 200 * K))
             off = r.randrange((self.size - length) // 512 + 1) * 512
-            data = (b"%08d" % len(self.log)) * (length // 8)
-        else:
-            length = r.choice((4 * K, 64 * K, 256 * K))
-            off = r.randrange((self.size - length) // (4 * K) + 1) * 4 * K
-            data = bytes(length)
-        return off, data
+            return off, length, False
+        length = r.choice((4 * K, 64 * K, 256 * K))
+        off = r.randrange((self.size - length) // (4 * K) + 1) * 4 * K
+        return off, length, True
+
+    def data(self, n):
+        """What request N, counted from 0, leaves there: made anew, as a slow backup sees very many."""
+        off, length, zero = self.log[n]
+        return off, bytes(length) if zero else (b"%08d" % n) * (length // 8)
 
     def run(self):
         try:
             while not self.stopping:
-                off, data = self.one()
-                self.log.append((off, data))
+                self.log.append(self.one())
+                off, data = self.data(len(self.log) - 1)
                 self.begun += 1
-                if any(data):
-                    self.handle.pwrite(data, off)
-                else:
+                if self.log[-1][2]:
                     self.handle.zero(len(data), off)
+                else:
+                    self.handle.pwrite(data, off)
                 self.done += 1
         except Exception as e:                  # told where the test looks
             self.failure = e
@@ -122,7 +125,8 @@ class Writer:
 
     def state(self, n):
         out = bytearray(self.content)
-        for off, data in self.log[:n]:
+        for i in range(n):
+            off, data = self.data(i)
             out[off:off + len(data)] = data
         return bytes(out)
 
@@ -133,7 +137,7 @@ class Writer:
             if now == data:
                 return n
             if n < len(self.log):
-                off, new = self.log[n]
+                off, new = self.data(n)
                 now[off:off + len(new)] = new
         return None
 
