@@ -73,7 +73,7 @@ def test_grow_and_shrink(daemon, tmp, fmt, persistent):
     disk = Disk(daemon, tools.create(tmp / "a", 3 << 20, fmt), fmt, 3 << 20)
     for g in GRAINS:
         add(disk.d, f"g{g}", persistent=persistent, granularity=g)
-    for size in ((3 << 20) + 512, 40 << 20, 5 << 20, (600 << 20) + 512, (2 << 20) + 512, 8 << 20):
+    for size in ((3 << 20) + 512, 40 << 20, 5 << 20, (300 << 20) + 512, (2 << 20) + 512, 8 << 20):
         disk.write(rnd)
         disk.resize(size)
         disk.check()
