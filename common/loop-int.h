@@ -93,6 +93,7 @@ int loop_poll(struct loop *l, int fd, short events);
 
 /* loop-ring.c: 0 or -errno. */
 int loop_ring_open(struct io_uring *ring);
+void loop_ring_close(struct io_uring *ring);
 
 /* Without a ring: ends every wait for FD with -ECANCELED. */
 void loop_unwatch_fd(struct loop *l, int fd);

@@ -13,9 +13,24 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
+
 #include "common/loop-int.h"
 
 #define LOOP_RING_ENTRIES 512
+
+/* liburing maps and unmaps rings behind ThreadSanitizer's back.  One that begins where another
+ * thread's ring has been comes after it: the kernel sees to that. */
+#if defined(__SANITIZE_THREAD__)
+static int addresses;
+#define ADDRESSES_TAKEN() __tsan_acquire(&addresses)
+#define ADDRESSES_GIVEN() __tsan_release(&addresses)
+#else
+#define ADDRESSES_TAKEN() ((void)0)
+#define ADDRESSES_GIVEN() ((void)0)
+#endif
 
 static const uint8_t operations[] = {
 	IORING_OP_POLL_ADD,
@@ -70,8 +85,15 @@ int loop_ring_open(struct io_uring *ring)
 		rc = io_uring_queue_init_params(LOOP_RING_ENTRIES, ring, &plain);
 	if (rc)
 		return rc;
+	ADDRESSES_TAKEN();
 	rc = ring_restrict(ring);
 	if (rc)
-		io_uring_queue_exit(ring);
+		loop_ring_close(ring);
 	return rc;
+}
+
+void loop_ring_close(struct io_uring *ring)
+{
+	ADDRESSES_GIVEN();
+	io_uring_queue_exit(ring);
 }

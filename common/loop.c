@@ -553,7 +553,7 @@ int loop_run(struct loop *l)
 		loop_run_timers(l);
 	}
 	if (l->uring)
-		io_uring_queue_exit(&l->ring);
+		loop_ring_close(&l->ring);
 	loop_workers_stop(&l->workers);
 	loop_run_hooks(&l->end_hooks);
 	co_pool_drain();
