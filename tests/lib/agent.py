@@ -3,11 +3,12 @@
 
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
 
-from lib.patience import wait_until
+from lib.patience import HANG, wait_until
 
 MAY_WHILE_FROZEN = ("guest-sync", "guest-sync-delimited", "guest-ping", "guest-info", "guest-fsfreeze-status",
                     "guest-fsfreeze-thaw")
@@ -32,6 +33,7 @@ class Agent(threading.Thread):
         self.partial = {}           # command: how many bytes of the answer are sent
         self.dumb = set()           # commands that are done and not answered; "": all, and none is done
         self.delay = 0              # of freeze, before it is done
+        self.hold = False           # freeze is done when who asked for it has gone
         self.start()
 
     def run(self):
@@ -45,7 +47,7 @@ class Agent(threading.Thread):
 
     def serve(self, s):
         """One client.  A byte 0xff ends whatever came before it."""
-        buffer = b""
+        self.client, buffer = s, b""
         s.sendall(self.prefix)
         while got := s.recv(4096):
             buffer = (buffer + got).rpartition(b"\xff")[2]
@@ -82,6 +84,8 @@ class Agent(threading.Thread):
             return "frozen" if self.frozen else "thawed"
         if name == "guest-fsfreeze-freeze":
             time.sleep(self.delay)
+            if self.hold:
+                select.select([self.client], [], [], HANG)
             self.frozen = self.systems
             return self.systems
         assert name == "guest-fsfreeze-thaw", name

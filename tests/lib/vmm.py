@@ -53,15 +53,18 @@ class Vmm:
 
     def wait(self, done, timeout=HANG):
         end = time.monotonic() + timeout
-        while not done():
-            assert self.proc.poll() is None, f"ended with {self.proc.returncode}: {self.stderr()}"
+        while True:
+            status = self.proc.poll()                    # first: its last words count
+            if done():
+                return
+            assert status is None, f"ended with {status}: {self.stderr()} {self.serial()}"
             assert time.monotonic() < end, f"not within {timeout} s: {self.stderr()} {self.serial()}"
             time.sleep(0.005)
 
     def answers(self):
         try:
             self.qmp
-        except (ConnectionError, AssertionError):        # of one that was killed, perhaps
+        except (OSError, AssertionError):                # of one that was killed, perhaps
             return False
         return True
 
@@ -77,9 +80,16 @@ class Vmm:
     def says(self, text, timeout=HANG):
         self.wait(lambda: text in self.serial(), timeout)
 
-    def cpu_ticks(self, thread):
+    def stat(self, thread):
+        """What /proc says of a thread, behind its name."""
         with open(f"/proc/{self.proc.pid}/task/{thread}/stat") as f:
-            return sum(map(int, f.read().rpartition(")")[2].split()[11:13]))
+            return f.read().rpartition(")")[2].split()
+
+    def cpu_ticks(self, thread):
+        return sum(map(int, self.stat(thread)[11:13]))
+
+    def sleeps(self, thread):
+        return self.stat(thread)[0] == "S"
 
     def stderr(self):
         return self.stderr_path.read_text(errors="replace")

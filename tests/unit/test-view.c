@@ -619,7 +619,7 @@ static void log_has_room_again(void)
 {
 	const uint64_t size = 32u << 20;
 	struct node *n = raw_disk(size, size);
-	struct view *v = view_of(n, (struct view_options){ .log_max = 4u << 20, .wait_ns = 10000000000ull });
+	struct view *v = view_of(n, (struct view_options){ .log_max = 4u << 20, .wait_ns = 100000000000ull });
 
 	for (uint64_t off = 0; off < size; off += 2u << 20) {
 		fill(n, off, 2u << 20, 0x22);

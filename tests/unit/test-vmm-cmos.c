@@ -135,7 +135,7 @@ static void locked_put(unsigned i, unsigned value)
 
 static void wait_raised(void)
 {
-	for (unsigned i = 0; i < 20000 && !__atomic_load_n(&raised, __ATOMIC_SEQ_CST); i++)
+	for (unsigned i = 0; i < 100000 && !__atomic_load_n(&raised, __ATOMIC_SEQ_CST); i++)
 		usleep(1000);
 	assert_true(__atomic_load_n(&raised, __ATOMIC_SEQ_CST));
 }

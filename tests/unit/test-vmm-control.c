@@ -451,8 +451,8 @@ static void test_merinod_restarts(void **state)
 		assert_non_null(strstr(json_object_to_json_string(o), "went away while it ran 'query-jobs'"));
 		json_object_put(o);
 	}
-	say(fd, "{\"execute\":\"query-jobs\",\"id\":2}");
 	up = accept_merinod();
+	say(fd, "{\"execute\":\"query-jobs\",\"id\":2}");
 	expect(up, "{\"execute\":\"query-jobs\",\"id\":2}");
 	say(up, "{\"return\":[],\"id\":2}\r\n");
 	expect(fd, "{\"return\":[],\"id\":2}");

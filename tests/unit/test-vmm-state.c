@@ -21,7 +21,7 @@
 
 static char kernel[512], log_path[] = "/tmp/test-vmm-state-XXXXXX", where[64];
 static struct machine_config config = {
-	.vcpus = 2, .memory = 64 << 20, .kernel = kernel, .cmdline = "cpus=2 count=1500",
+	.vcpus = 2, .memory = 64 << 20, .kernel = kernel, .cmdline = "cpus=2 count=1500 button",
 };
 static struct machine m;
 static enum machine_event last_event;
@@ -90,6 +90,7 @@ static void script(void *arg)
 		machine_run(&m);
 		wait_ms(20);
 	}
+	machine_powerdown(&m);
 	for (unsigned ms = 0; ms < 100000 && !n_events; ms += 20)
 		wait_ms(20);
 	assert_int_equal(n_events, 1);
