@@ -132,6 +132,8 @@ struct io_file *copier_storage(const struct node *n);
  * -errno; F says which side failed and where. */
 int copier_move(struct copier *c, struct copier_task *t, struct copier_failure *f);
 int copier_flush(struct copier *c);
+/* On the target's loop, once the workers have ended: its file is anybody's again. */
+void copier_write_inline(void *c);
 void copier_buffers_free(struct copier *c);
 
 /* -- copier-pace.c */

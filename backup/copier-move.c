@@ -48,14 +48,19 @@ struct put {
 	int rc;
 };
 
-/* The kernel's workers write while the loop reads, or sends: two of them share the work.  With
- * a guest there the loop writes itself: its own share is what manners can measure. */
-static void choose_writer(const struct put *p)
+/* The kernel's workers write while the loop reads: two processors share the work.  With a
+ * guest there the loop writes itself: its own share is what manners can measure. */
+static void choose_writer(const struct node *target, bool beside)
 {
-	struct io_file *f = copier_storage(p->target);
+	struct io_file *f = copier_storage(target);
 
 	if (f)
-		f->no_inline_write = p->beside;
+		f->no_inline_write = beside;
+}
+
+void copier_write_inline(void *arg)
+{
+	choose_writer(((struct copier *)arg)->o.target, false);
 }
 
 static void put_on_loop(void *arg)
@@ -63,7 +68,7 @@ static void put_on_loop(void *arg)
 	struct put *p = arg;
 
 	gate_enter(&p->target->gate);
-	choose_writer(p);
+	choose_writer(p->target, p->beside);
 	if (p->buf)
 		p->rc = node_write(p->target, p->buf, p->off, p->len, p->flags);
 	else
@@ -91,7 +96,6 @@ static void flush_on_loop(void *arg)
 	struct put *p = arg;
 
 	gate_enter(&p->target->gate);
-	choose_writer(p);
 	p->rc = node_flush(p->target);
 	gate_leave(&p->target->gate);
 }

@@ -385,6 +385,7 @@ static void run_workers(struct copier *c)
 			co_queue_wake_all(&c->idle);
 	}
 	c->stop = false;
+	on_target_loop(c, copier_write_inline);
 	if (hurried)
 		on_target_loop(c, let_target_be);
 }
