@@ -8,6 +8,7 @@ what each block held before it is overwritten: so a copy of the ring shows wheth
 import json
 import os
 import pathlib
+import re
 import signal
 import struct
 import subprocess
@@ -59,10 +60,13 @@ def last_number(raw):
 
 
 class Machine:
+    name, mark = "demo", "ring "       # the machine's name; what its guest says again and again
+    wrong = re.compile("FAIL")         # what it never says
+
     def __init__(self, directory, build, say, run):
         self.dir, self.build, self.say, self.run = directory, build, say, run
         self.base, self.disk, self.repo = directory / "run", directory / "vm.qcow2", directory / "vm-backups"
-        self.vm = self.base / "demo"
+        self.vm = self.base / self.name
         self.console, self.began = None, False
 
     def merino(self, verb, *args, **kw):
@@ -71,7 +75,7 @@ class Machine:
     def close(self):
         """Whatever happened: nothing of the machine is left running."""
         if self.began:
-            self.merino("stop", "--run-dir", self.base, "--force", "demo", ok=(0, 1))
+            self.merino("stop", "--run-dir", self.base, "--force", self.name, ok=(0, 1))
         if self.console:
             self.console.kill()
             self.console.wait()
@@ -79,24 +83,30 @@ class Machine:
     def start(self):
         self.run("qemu-img", "create", "-q", "-f", "qcow2", self.disk, str(SIZE))
         self.say("a virtual machine: merino run --detach --name demo --kernel payload vm.qcow2")
+        self.launch("--memory", "128M", "--kernel", self.build / "guest/payload", "--append", f"disk=0 ring={BLOCKS}",
+                    self.disk)
+
+    def launch(self, *args):
         self.began = True
         begun = time.monotonic()
-        self.merino("run", "--run-dir", self.base, "--detach", "--name", "demo", "--memory", "128M",
-                    "--kernel", self.build / "guest/payload", "--append", f"disk=0 ring={BLOCKS}", self.disk)
-        self.say(f"    it runs after {(time.monotonic() - begun) * 1000:.0f} ms; its guest writes and verifies")
+        self.merino("run", "--run-dir", self.base, "--detach", "--name", self.name, *args)
+        self.say(f"    it runs after {(time.monotonic() - begun) * 1000:.0f} ms")
         with open(self.dir / "console", "wb") as out:
             self.console = subprocess.Popen([str(a) for a in (self.build / "merino", "console", "--run-dir", self.base,
-                                                              "demo")], stdin=subprocess.DEVNULL, stdout=out,
+                                                              self.name)], stdin=subprocess.DEVNULL, stdout=out,
                                             stderr=subprocess.STDOUT)
 
     def text(self):
         return (self.dir / "console").read_text(errors="replace")
 
+    def look(self, why):
+        check(not self.wrong.search(self.text()), f"{why}: the guest found a fault:\n{self.text()}")
+
     def goes_on(self, why):
-        """The guest does more than it has done; it never says FAIL."""
-        before, end = self.text().count("ring "), time.monotonic() + 60
-        while self.text().count("ring ") < before + 2:
-            check("FAIL" not in self.text(), f"{why}: the guest found a fault:\n{self.text()}")
+        """The guest does more than it has done; it never says that something is wrong."""
+        before, end = self.text().count(self.mark), time.monotonic() + 60
+        while self.text().count(self.mark) < before + 2:
+            self.look(why)
             check(time.monotonic() < end, f"{why}: the guest does nothing any more:\n{self.text()}")
             time.sleep(0.02)
 
@@ -106,7 +116,7 @@ class Machine:
         disk, = got["disks"]
         check(disk["level"] == level, f"{label}: {disk['level']}: {disk.get('reason')}")
         self.goes_on("after the backup")
-        self.say(f"    merino backup --socket run/demo/qmp: {level}, {disk['read-bytes'] >> 10} KiB read, "
+        self.say(f"    merino backup --socket run/{self.name}/qmp: {level}, {disk['read-bytes'] >> 10} KiB read, "
                  "the guest goes on")
 
     def crash(self):
@@ -120,11 +130,15 @@ class Machine:
         self.goes_on("after kill -9 of merinod")
         self.say("    kill -9 of the machine's merinod: another one was started; the guest saw a pause, no error")
 
-    def stop(self):
-        self.merino("stop", "--run-dir", self.base, "demo")
+    def power_off(self, last_words):
+        self.merino("stop", "--run-dir", self.base, self.name)
         self.began = False
-        check(self.console.wait(60) == 0 and "PASS" in self.text(), f"the guest failed:\n{self.text()}")
+        check(self.console.wait(60) == 0 and last_words in self.text(), f"the guest failed:\n{self.text()}")
+        self.look("at the end")
         check(not self.vm.exists(), f"{self.vm} is left")
+
+    def stop(self):
+        self.power_off("PASS")
         self.run("qemu-img", "check", self.disk)
         done = self.text().split("ring done, ")[1].splitlines()[0]
         self.say(f"    merino stop: powered off by its power button; {done}; qemu-img check: clean")
@@ -146,6 +160,7 @@ class Machine:
     def go(self):
         self.start()
         self.goes_on("at the start")
+        self.say("    its guest writes and verifies")
         self.backup("full", "full")
         self.backup("incremental", "incremental")
         self.crash()

@@ -23,6 +23,7 @@ from lib.daemon import die_with_parent
 
 CACHE = pathlib.Path(os.environ.get("MERINO_CACHE") or
                      pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "merino")
+DOWNLOAD = 300                  # seconds
 BOUND = 500                     # seconds, for what takes a few on a machine that has nothing else to do
 MODULES = {                     # in the order in which they are loaded
     "kvm": ["virt/lib/irqbypass", "arch/x86/kvm/kvm", "arch/x86/kvm/kvm-amd"],
@@ -42,7 +43,7 @@ def _fetch(package):
     if not have:
         try:
             got = subprocess.run(["apt-get", "download", "-q", package], cwd=CACHE, capture_output=True, text=True,
-                                 timeout=300, check=False)
+                                 timeout=DOWNLOAD, check=False)
         except subprocess.TimeoutExpired:
             pytest.skip(f"no {package}: Debian's server does not answer")
         have = sorted(CACHE.glob(package + "_*.deb"))

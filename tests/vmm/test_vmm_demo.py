@@ -7,18 +7,20 @@ import sys
 
 import pytest
 
-from lib import vmm
+from lib import realkernel, vmm
 from lib.daemon import ROOT
 
 sys.path.append(str(ROOT / "tests/demo"))
 
+import kernel                                              # noqa: E402
 import machine                                             # noqa: E402
 
 pytestmark = pytest.mark.merino_only
 
 
-def run(*argv, ok=(0,)):
-    done = subprocess.run([str(a) for a in argv], text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=100)
+def run(*argv, ok=(0,), **kw):
+    done = subprocess.run([str(a) for a in argv], text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=100,
+                          **kw)
     assert done.returncode in ok, (argv, done.stdout, done.stderr)
     return done.stdout
 
@@ -46,3 +48,24 @@ def test_what_is_not_of_one_instant_is_seen(tmp):
     raw.write_bytes(b"".join([*ring[:7], ring[7][:2048] + bytes(2048), *ring[8:]]))
     with pytest.raises(machine.Wrong, match="torn"):
         machine.last_number(raw)
+
+
+def test_a_kernel_that_is_not_up_in_time_is_no_failure(tmp, monkeypatch):
+    """It says so by name, and leaves nothing.  (What it does when the kernel is up: tests/vmm/test_vmm_kernel.py.)"""
+    vmm.need_kvm()
+    monkeypatch.setattr(kernel, "PATIENCE", 0)
+    if isinstance(kernel.find_kernel(), str):
+        pytest.skip(kernel.find_kernel())
+    said = []
+    kernel.demonstrate(tmp, vmm.BUILD, said.append, run)
+    assert said[-1].startswith("skipped: Debian's kernel: no program of the guest's ran within 0 s"), said
+    assert not os.listdir(tmp / "run")
+
+
+def test_a_kernel_that_is_not_there_is_no_failure(tmp, monkeypatch):
+    vmm.need_kvm()
+    monkeypatch.setattr(realkernel, "CACHE", tmp / "cache")
+    monkeypatch.setenv("PATH", str(tmp))
+    said = []
+    kernel.demonstrate(tmp, vmm.BUILD, said.append, run)
+    assert said == ["skipped: Debian's kernel: no apt-get to fetch Debian's packages with"]
