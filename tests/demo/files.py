@@ -14,6 +14,7 @@ import nbd
 # mke2fs -d takes time for every file: enough of both for a real file system, not more.
 FILES_MAX = 4000
 BYTES_MAX = 100 << 20
+PATIENCE = 100                  # seconds, for what takes none
 
 
 class Failed(Exception):
@@ -64,7 +65,7 @@ def mount(uri, directory):
     if not os.access("/dev/fuse", os.R_OK | os.W_OK) or not shutil.which("nbdfuse"):
         return None
     proc = subprocess.Popen(["nbdfuse", str(disk), uri], stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while proc.poll() is None and time.monotonic() < end:
         if disk.exists():
             return disk, proc
@@ -74,12 +75,15 @@ def mount(uri, directory):
 
 
 def unmount(disk, proc):
-    """nbdfuse ends when its mount point is unmounted."""
-    if proc.poll() is None:
+    """nbdfuse ends when its mount point is unmounted; who looks at it just now stands in the way."""
+    end = time.monotonic() + PATIENCE
+    while proc.poll() is None and time.monotonic() < end:
         subprocess.run(["fusermount3", "-u", str(disk.parent)], stderr=subprocess.DEVNULL, check=False)
-    try:
-        proc.wait(5)
-    except subprocess.TimeoutExpired:
+        try:
+            proc.wait(1)
+        except subprocess.TimeoutExpired:
+            pass
+    if proc.poll() is None:
         proc.send_signal(signal.SIGTERM)
         proc.wait()
 

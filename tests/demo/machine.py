@@ -15,6 +15,7 @@ import subprocess
 import time
 
 BLOCKS, BLOCK = 256, 4096
+PATIENCE = 100                  # seconds, for what takes none
 SIZE = 64 << 20
 GOLDEN = 0x9e3779b97f4a7c15
 MASK = (1 << 64) - 1
@@ -27,6 +28,14 @@ class Wrong(Exception):
 def check(condition, text):
     if not condition:
         raise Wrong(text)
+
+
+def content_of(path):
+    """The file's text; none where it is missing just now."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def hindered(build):
@@ -104,7 +113,7 @@ class Machine:
 
     def goes_on(self, why):
         """The guest does more than it has done; it never says that something is wrong."""
-        before, end = self.text().count(self.mark), time.monotonic() + 60
+        before, end = self.text().count(self.mark), time.monotonic() + PATIENCE
         while self.text().count(self.mark) < before + 2:
             self.look(why)
             check(time.monotonic() < end, f"{why}: the guest does nothing any more:\n{self.text()}")
@@ -123,8 +132,8 @@ class Machine:
         pidfile = self.vm / "merinod.pid"
         first = pidfile.read_text()
         os.kill(int(first), signal.SIGKILL)
-        end = time.monotonic() + 60
-        while not pidfile.exists() or pidfile.read_text() in ("", first):
+        end = time.monotonic() + PATIENCE
+        while content_of(pidfile) in ("", first):
             check(time.monotonic() < end, "no merinod has come back")
             time.sleep(0.02)
         self.goes_on("after kill -9 of merinod")
@@ -133,7 +142,7 @@ class Machine:
     def power_off(self, last_words):
         self.merino("stop", "--run-dir", self.base, self.name)
         self.began = False
-        check(self.console.wait(60) == 0 and last_words in self.text(), f"the guest failed:\n{self.text()}")
+        check(self.console.wait(PATIENCE) == 0 and last_words in self.text(), f"the guest failed:\n{self.text()}")
         self.look("at the end")
         check(not self.vm.exists(), f"{self.vm} is left")
 

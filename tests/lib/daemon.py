@@ -87,10 +87,10 @@ def free_port(family=socket.AF_INET, host="127.0.0.1"):
 
 
 def content_of(path):
-    """The file's text; none where it is missing, or goes away just now."""
+    """The file's text; none where it is missing, or goes away just now, as a thread of /proc does."""
     try:
         return path.read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
 
 

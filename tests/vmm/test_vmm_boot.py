@@ -294,13 +294,11 @@ def on_terminal(words, keys, signo=None):
             p.send_signal(signo)
         status = p.wait(HANG)
     after = termios.tcgetattr(slave)
-    os.set_blocking(master, False)
-    try:
-        got += os.read(master, 65536)
-    except BlockingIOError:
-        pass
-    os.close(master)
     os.close(slave)
+    with contextlib.suppress(OSError):      # EIO: that was all
+        while more := os.read(master, 65536):
+            got += more
+    os.close(master)
     return status, raw, after == before, got
 
 

@@ -46,6 +46,14 @@ class Machines:
         with open("/proc/locks") as f:
             return next(int(w[4]) for w in map(str.split, f) if w[1] == "FLOCK" and int(w[5].rsplit(":")[-1]) == inode)
 
+    def inserted(self, disk=0, name="vm1"):
+        """What query-block says of a disk; nothing as long as merinod is not reached."""
+        return wait_until(lambda: self.block(disk, name).get("inserted"))
+
+    def block(self, disk=0, name="vm1"):
+        with self.qmp(name) as q:
+            return q.cmd("query-block")[disk]
+
     def gone(self, name="vm1"):
         wait_until(lambda: not (self.base / name).exists())
 
@@ -74,9 +82,8 @@ def test_a_machine_in_the_background(machines, tmp):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     q = machines.qmp()
     assert q.cmd("query-name") == {"name": "vm1"} and len(q.cmd("query-cpus-fast")) == 2
-    block, = q.cmd("query-block")
-    assert block["qdev"] == "/machine/peripheral/vda/virtio-backend"
-    assert block["inserted"]["image"]["virtual-size"] == 16 << 20
+    assert machines.block()["qdev"] == "/machine/peripheral/vda/virtio-backend"
+    assert machines.inserted()["image"]["virtual-size"] == 16 << 20
     assert machines.do("status").stdout == "vm1: running\n"
     q.cmd("stop")
     state, = json.loads(machines.do("status", "--json", "vm1").stdout)
@@ -115,9 +122,8 @@ def test_merinod_is_started_again(machines, tmp):
     first = int(pidfile.read_text())
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: content_of(pidfile).strip() not in ("", str(first)))
-    q = machines.qmp()
-    assert q.cmd("query-status")["running"]
-    assert q.cmd("query-block")[0]["inserted"]["node-name"] == "vda"
+    assert machines.qmp().cmd("query-status")["running"]
+    assert machines.inserted()["node-name"] == "vda"
     assert machines.do("stop", "--force", "vm1").returncode == 0
 
 
@@ -138,8 +144,7 @@ def test_join_a_merinod(machines, daemon, tmp):
     image = tools.create(tmp / "a.qcow2", "8M")
     d = daemon.serve(image, "qcow2")
     machines.detach("hang", "--socket", d.qmp_path, f"{d.uri()},id=root")
-    block, = machines.qmp().cmd("query-block")
-    assert block["qdev"] == "/machine/peripheral/root/virtio-backend" and "inserted" in block
+    assert machines.block()["qdev"] == "/machine/peripheral/root/virtio-backend" and machines.inserted()
     assert not (machines.base / "vm1/merinod.pid").exists()
     refused = machines.run("hang", "--socket", d.qmp_path, image)
     assert refused.returncode == 1 and "with --socket all disks are NBD URIs" in refused.stderr
@@ -152,8 +157,7 @@ def test_a_format_is_never_guessed(machines, tmp):
     done = machines.run("hang", image)
     assert done.returncode == 1 and "looks like qcow2: say format=qcow2, or format=raw" in done.stderr
     machines.detach("hang", f"{image},format=raw,read-only=on")
-    block, = machines.qmp().cmd("query-block")
-    assert block.get("inserted", {}).get("drv", "raw") == "raw"
+    assert machines.block().get("inserted", {}).get("drv", "raw") == "raw"
     node, = [n for n in machines.qmp().cmd("query-named-block-nodes") if n["node-name"] == "vda"]
     assert node["drv"] == "raw" and node["ro"]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The sandbox of merino-vmm: what the process still has when its guest runs, and that all a machine does works in it."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ import pytest
 from lib import qmp, tools, vmm
 from lib.daemon import content_of, die_with_parent, disk_args, wait_unlocked
 from lib.daemon import program as daemon_program
+from lib.machines import finishes, requests
 from lib.patience import HANG
 
 pytestmark = pytest.mark.merino_only
@@ -48,16 +50,18 @@ def threads(m, line):
     """The line of every thread's status but the kernel's own workers for a ring."""
     out = set()
     for t in pathlib.Path(f"/proc/{m.proc.pid}/task").iterdir():
-        if not (t / "comm").read_text().startswith("iou-"):
-            out.add(re.search(rf"^{line}:[ \t]*(.*)$", (t / "status").read_text(), re.M).group(1).strip())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):        # it has ended meanwhile
+            if not (t / "comm").read_text().startswith("iou-"):
+                out.add(re.search(rf"^{line}:[ \t]*(.*)$", (t / "status").read_text(), re.M).group(1).strip())
     return out
 
 
 def descriptors(m):
     out = {}
     for fd in os.listdir(f"/proc/{m.proc.pid}/fd"):
-        what = os.readlink(f"/proc/{m.proc.pid}/fd/{fd}")
-        out[int(fd)] = re.sub(r":\[\d+\]$|:\d+$", "", what)
+        with contextlib.suppress(FileNotFoundError):    # it was closed meanwhile
+            what = os.readlink(f"/proc/{m.proc.pid}/fd/{fd}")
+            out[int(fd)] = re.sub(r":\[\d+\]$|:\d+$", "", what)
     return out
 
 
@@ -241,18 +245,16 @@ def server(tmp):
 
 def verifies(m, s, meanwhile=lambda: None):
     """The guest goes on after its server was killed and came back."""
-    m.says("disk 0:", 60)
+    m.wait(lambda: requests(m))
     s.kill()
     m.wait(lambda: "no connection to" in m.stderr())
     meanwhile()
     s.start()
-    m.wait(lambda: "connected to" in m.stderr(), 60)
-    assert m.proc.wait(HANG) == 0, m.stderr()
-    assert m.serial().endswith("PASS\n"), m.serial() + m.stderr()
-    m.ended()
+    m.wait(lambda: "connected to" in m.stderr())
+    finishes(m)
 
 
-GUEST = "disk=0 depth=8 verify=3000"
+GUEST = "disk=0 depth=8 verify=250000"
 
 
 def test_reconnects_to_a_socket(machine, server, tmp):
@@ -350,7 +352,7 @@ def test_quit_while_the_resolver_is_silent(machine, server, names):
     """The disk waits, the machine does not: neither its commands, nor a reset, nor its end."""
     s = server(*LISTEN, prefix=names.prefix)
     m = machine("disk=0 verify=600000", "--disk", "nbd://disk.test/d,queues=1", prefix=names.prefix)
-    m.says("disk 0:", 60)
+    m.says("disk 0:")
     names.hosts("127.0.0.1 localhost")
     s.kill()
     m.wait(lambda: looks_up(m))
