@@ -393,7 +393,8 @@ static void keep(struct save *s, uint64_t off, uint64_t len)
 	begun = loop_now();
 	view_enter(v);
 	keep_range(s, first, end);
-	loop_guests()->kept_ns += loop_now() - begun;
+	if (loop_self())		/* else it is a simulation */
+		loop_guests()->kept_ns += loop_now() - begun;
 	v->stats.waited_ns = max_u64(v->stats.waited_ns, s->wait.waited);
 	view_leave(v);
 }
