@@ -48,19 +48,22 @@ struct put {
 	int rc;
 };
 
-/* The kernel's workers write while the loop reads: two processors share the work.  With a
- * guest there the loop writes itself: its own share is what manners can measure. */
-static void choose_writer(const struct node *target, bool beside)
+/* The kernel's workers write while the loop reads: two processors share the work, and a short
+ * write has ended before the loop is asleep.  With a guest there the loop writes itself: its own
+ * share is what manners can measure. */
+static void choose_writer(const struct node *target, bool beside, uint64_t len)
 {
 	struct io_file *f = copier_storage(target);
 
 	if (f)
 		f->no_inline_write = beside;
+	if (f && beside && len <= COPIER_UNMAPPED)
+		loop_expect_soon();
 }
 
 void copier_write_inline(void *arg)
 {
-	choose_writer(((struct copier *)arg)->o.target, false);
+	choose_writer(((struct copier *)arg)->o.target, false, 0);
 }
 
 static void put_on_loop(void *arg)
@@ -68,7 +71,7 @@ static void put_on_loop(void *arg)
 	struct put *p = arg;
 
 	gate_enter(&p->target->gate);
-	choose_writer(p->target, p->beside);
+	choose_writer(p->target, p->beside, p->len);
 	if (p->buf)
 		p->rc = node_write(p->target, p->buf, p->off, p->len, p->flags);
 	else

@@ -19,9 +19,9 @@
 #define SPELL_NS 40000000u	/* it is what goes through in so long at least */
 #define HURRY_EVERY_NS 6000000000ull	/* one such spell without regard, to see the peak again */
 #define RATE_FIRST (64u << 20)
-#define RATE_HURRY (1ull << 30)	/* no limit */
+#define RATE_HURRY (1ull << 30)	/* or twice the peak, where that is more */
 #define HURRIES_FIRST 2u
-#define HURRY_PIECES 6u		/* requests beside each other keep any storage busy */
+#define HURRY_PIECES 4u		/* requests beside each other keep most storage busy */
 #define RATE_MIN (4u << 20)
 #define RATE_MAX (64ull << 30)
 
@@ -58,7 +58,7 @@ bool manners_look(struct manners *m, const struct loop_guests *g, uint64_t now)
 {
 	bool was = manners_needed(m, now);
 
-	if (g->begun == m->seen && g->begun == g->ended)
+	if (g->begun == g->ended && (g->begun == m->seen || now - g->ended_ns >= QUIET_NS))
 		return was;
 	if (!m->asked_ns || now - m->asked_ns > FORGET_NS)
 		forget(m, now);
@@ -143,11 +143,11 @@ static uint64_t growth(const struct manners *m)
 	return m->rate / 512 * min_u64(max_u64(times, 1), 32);
 }
 
-/* Never below half of the peak.  Who goes as slowly as that for long does not see what
+/* Never below five eighths of the peak.  Who goes as slowly as that for long does not see what
  * would go through: so now and then he hurries. */
 static void slow_down(struct manners *m, uint64_t through, uint64_t now)
 {
-	uint64_t floor = peak(m) / 2;
+	uint64_t floor = peak(m) / 8 * 5;
 
 	m->rate = max_u64(min_u64(m->rate, through) / 4 * 3, floor);
 	m->calm = 0;
@@ -168,11 +168,9 @@ static void judge(struct manners *m, const struct loop_guests *g, uint64_t now)
 	through = per_second(m->bytes, took);
 	m->quick_ns += m->quick_ns / 64;
 	note_peak(m, now);
-	if (hurried) {
-		;
-	} else if (is_late(m, n ? (g->ns - m->ns) / n : took)) {
+	if (!hurried && is_late(m, n ? (g->ns - m->ns) / n : took)) {
 		slow_down(m, through, now);
-	} else if (through >= m->rate / 2) {
+	} else if (!hurried && through >= m->rate / 2) {
 		m->rate += growth(m);
 		m->calm = (unsigned)min_u64(m->calm + 1u, 100 * CALM);
 	}
@@ -185,13 +183,14 @@ static uint64_t rate(const struct manners *m)
 	return m->hurries ? max_u64(2 * peak(m), RATE_HURRY) : m->rate;
 }
 
-/* Two requests beside each other keep storage busy; a target that is far away takes as
- * many as are under way at this rate. */
+/* What is under way at twice this rate, and one more, keeps storage busy enough; what more there
+ * were would only stand before the guest's.  A target that is far away takes many. */
 static uint64_t room(const struct manners *m, uint64_t piece)
 {
-	uint64_t far = max_u64(m->rate, peak(m)) / 1000 * (2 * m->quick_ns / 1000) / 1000;
+	uint64_t most = m->hurries ? 2 * max_u64(m->rate, peak(m)) : m->rate;
+	uint64_t under_way = most / 1000 * (2 * m->quick_ns / 1000) / 1000;
 
-	return m->hurries ? HURRY_PIECES * piece + 2 * far : piece + far;
+	return m->hurries ? max_u64(HURRY_PIECES * piece, under_way) : piece + under_way;
 }
 
 uint64_t manners_wait(struct manners *m, const struct loop_guests *g, uint64_t now, uint64_t in_flight,

@@ -13,8 +13,8 @@
  * milliseconds.  A view, too, costs the guest time: where it takes much already, less is
  * left for us.
  *
- * The rate never falls to nothing: not below half of what storage was seen to do lately
- * (as BBR does it: the most counts, since what disturbs makes it less only).  To see that
+ * The rate never falls to nothing: not below five eighths of what storage was seen to do
+ * lately (as BBR does it: the most counts, since what disturbs makes it less only).  To see that
  * we hurry at the beginning, and for a moment now and then while the guest holds us back.
  *
  * Of one loop.  Zeroes at first.

@@ -92,7 +92,6 @@ static int open_old(struct io_beside_job *j)
 	char path[PATH_MAX];
 	int rc = io_sys_path_beside(j->f, j->dir, j->suffix, path, sizeof(path)), fd;
 
-	*j->b = (struct io_beside){ 0 };
 	if (rc)
 		return rc;
 	fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
@@ -134,7 +133,6 @@ static int make(struct io_beside_job *j)
 	char path[PATH_MAX];
 	int rc = io_sys_path_beside(j->f, j->dir, j->suffix, path, sizeof(path) - sizeof(".new"));
 
-	*j->b = (struct io_beside){ 0 };
 	if (rc)
 		return rc;
 	j->b->path = strdup(path);

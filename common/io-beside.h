@@ -50,13 +50,14 @@ static inline int io_beside_run(struct io_beside_job *j)
 	return j->rc;
 }
 
-/* All of these may suspend.  0 or -errno. */
+/* All of these may suspend.  0 or -errno; what could not be opened or made is zeroes. */
 
 /* Opens the one that is there, for reading.  -ENOENT: none; -EPERM: not ours; -ENOTSUP: the
  * image has no name. */
 static inline int io_beside_open(struct io_file *image, const char *dir, const char *suffix,
 				 struct io_beside *b)
 {
+	*b = (struct io_beside){ 0 };
 	return io_beside_run(&(struct io_beside_job){ .call = BESIDE_OPEN, .io = image->io,
 			     .f = image, .dir = dir, .suffix = suffix, .b = b });
 }
@@ -65,6 +66,7 @@ static inline int io_beside_open(struct io_file *image, const char *dir, const c
 static inline int io_beside_make(struct io_file *image, const char *dir, const char *suffix,
 				 unsigned flags, uint64_t len, struct io_beside *b)
 {
+	*b = (struct io_beside){ 0 };
 	return io_beside_run(&(struct io_beside_job){ .call = BESIDE_MAKE, .io = image->io,
 			     .f = image, .dir = dir, .suffix = suffix, .flags = flags, .len = len,
 			     .b = b });

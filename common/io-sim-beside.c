@@ -49,7 +49,6 @@ static int open_old(struct io_beside_job *j)
 	char *path = name_of(j, "");
 	struct sim_file *f = sim_file_find(sim, path);
 
-	*j->b = (struct io_beside){ 0 };
 	if (sim->dead || !f) {
 		free(path);
 		return sim->dead ? -EIO : -ENOENT;
@@ -63,7 +62,6 @@ static int make(struct io_beside_job *j)
 	struct io_sim *sim = sim_of(j->io);
 	struct sim_file *f;
 
-	*j->b = (struct io_beside){ 0 };
 	if (sim->dead)
 		return -EIO;
 	*j->b = (struct io_beside){ .path = name_of(j, ""), .made = name_of(j, ".new") };

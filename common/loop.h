@@ -64,6 +64,7 @@ struct loop_guests {
 	uint64_t begun, ended;		/* requests */
 	uint64_t ns;			/* that those which ended took, all in all, */
 	uint64_t kept_ns;		/* and of that, what a view took to keep what they overwrote */
+	uint64_t ended_ns;		/* when the last one ended, of loop_now() */
 };
 struct loop_guests *loop_guests(void);
 

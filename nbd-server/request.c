@@ -129,7 +129,8 @@ static void request_done(struct request *rq, uint64_t begun)
 
 	if (c->export->writable) {
 		g->ended++;
-		g->ns += loop_now() - begun;
+		g->ended_ns = loop_now();
+		g->ns += g->ended_ns - begun;
 	}
 
 	if (rq->rx)

@@ -381,14 +381,12 @@ static inline void memio_beside(struct io_beside_job *j)
 		return;
 	switch (j->call) {
 	case BESIDE_OPEN:
-		*j->b = (struct io_beside){ 0 };
 		m = memio_place[memio_place_of(j->suffix)];
 		j->rc = m ? 0 : -ENOENT;
 		if (m)
 			memio_beside_handle(j, m, 0);
 		break;
 	case BESIDE_MAKE:
-		*j->b = (struct io_beside){ 0 };
 		j->rc = j->len > MEMIO_BESIDE_MAX ? -ENOSPC : 0;
 		if (j->rc)
 			break;

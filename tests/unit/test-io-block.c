@@ -24,6 +24,7 @@
 #include <cmocka.h>
 
 #include "common/extents.h"
+#include "common/io-beside.h"
 #include "common/io-sys.h"
 
 static char dir[] = "/tmp/merino-test-io-block.XXXXXX";
@@ -474,6 +475,30 @@ static void sleeps(void **state)
 	assert_true(ns >= 3000000);
 }
 
+static void refuse(struct io_beside_job *j)
+{
+	j->rc = -EIO;
+}
+
+/* What failed can be ended, whoever failed and however early (fuzz-live found one that could not). */
+static void beside_what_failed_is_zeroes(void **state)
+{
+	static const struct io_beside none;
+	const struct io_ops ops = { .beside = refuse };
+	struct io io = { .ops = &ops };
+	struct io_file image = { .io = &io };
+	struct io_beside b;
+
+	(void)state;
+	memset(&b, 0xaa, sizeof(b));
+	assert_int_equal(io_beside_open(&image, NULL, "x", &b), -EIO);
+	assert_memory_equal(&b, &none, sizeof(b));
+	memset(&b, 0xaa, sizeof(b));
+	assert_int_equal(io_beside_make(&image, NULL, "x", 0, 4096, &b), -EIO);
+	assert_memory_equal(&b, &none, sizeof(b));
+	io_beside_end(&b, true);
+}
+
 #define FILE_TEST(f) cmocka_unit_test_teardown(f, remove_file)
 
 int main(void)
@@ -485,6 +510,7 @@ int main(void)
 		FILE_TEST(discards), FILE_TEST(maps), FILE_TEST(direct), FILE_TEST(is_cached),
 		FILE_TEST(block_devices), FILE_TEST(accepts),
 		cmocka_unit_test(sockets), cmocka_unit_test(sends_all), cmocka_unit_test(sleeps),
+		cmocka_unit_test(beside_what_failed_is_zeroes),
 	};
 	int rc;
 
