@@ -28,6 +28,7 @@
 #define COPIER_BITS_MAX (64ull << 20)	/* bytes of the bitmap of what is left */
 #define COPIER_CLUSTER_MAX (2u << 20)	/* the largest unit that can be compressed */
 #define COPIER_UNMAPPED (128u << 10)	/* a run of so many bytes is not looked up in the map */
+#define COPIER_SHORT_WRITE (128u << 10)	/* bytes that a processor copies in some 30 us */
 #define COPIER_UNFLUSHED (64u << 20)	/* bytes in the page cache after which it is flushed */
 #define COPIER_HOT 64u			/* kept blocks that are remembered */
 #define COPIER_EXTENTS 1024u		/* of the source's map that are kept */

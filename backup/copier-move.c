@@ -48,22 +48,28 @@ struct put {
 	int rc;
 };
 
-/* The kernel's workers write while the loop reads: two processors share the work, and a short
- * write has ended before the loop is asleep.  With a guest there the loop writes itself: its own
- * share is what manners can measure. */
-static void choose_writer(const struct node *target, bool beside, uint64_t len)
+/* The kernel's workers write while the loop reads: two processors share the work.  With a
+ * guest there the loop writes itself: its own share is what manners can measure. */
+static void choose_writer(const struct node *target, bool beside)
 {
 	struct io_file *f = copier_storage(target);
 
 	if (f)
 		f->no_inline_write = beside;
-	if (f && beside && len <= COPIER_UNMAPPED)
+}
+
+/* A short write into the page cache has ended before the loop would be asleep. */
+static void look_for_end(const struct put *p)
+{
+	const struct io_file *f = copier_storage(p->target);
+
+	if (f && !f->direct && p->beside && p->len <= COPIER_SHORT_WRITE)
 		loop_expect_soon();
 }
 
 void copier_write_inline(void *arg)
 {
-	choose_writer(((struct copier *)arg)->o.target, false, 0);
+	choose_writer(((struct copier *)arg)->o.target, false);
 }
 
 static void put_on_loop(void *arg)
@@ -71,11 +77,13 @@ static void put_on_loop(void *arg)
 	struct put *p = arg;
 
 	gate_enter(&p->target->gate);
-	choose_writer(p->target, p->beside, p->len);
-	if (p->buf)
+	choose_writer(p->target, p->beside);
+	if (p->buf) {
+		look_for_end(p);
 		p->rc = node_write(p->target, p->buf, p->off, p->len, p->flags);
-	else
+	} else {
 		p->rc = node_zero(p->target, p->off, p->len, p->flags);
+	}
 	gate_leave(&p->target->gate);
 }
 

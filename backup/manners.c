@@ -56,11 +56,11 @@ static void forget(struct manners *m, uint64_t now)
 
 bool manners_look(struct manners *m, const struct loop_guests *g, uint64_t now)
 {
-	bool was = manners_needed(m, now);
+	bool was = manners_needed(m, now), anew = !m->asked_ns || now - m->asked_ns > FORGET_NS;
 
-	if (g->begun == g->ended && (g->begun == m->seen || now - g->ended_ns >= QUIET_NS))
+	if (g->begun == g->ended && (g->begun == m->seen || (anew && now - g->ended_ns >= QUIET_NS)))
 		return was;
-	if (!m->asked_ns || now - m->asked_ns > FORGET_NS)
+	if (anew)
 		forget(m, now);
 	m->seen = g->begun;
 	m->asked_ns = now;
@@ -184,7 +184,8 @@ static uint64_t rate(const struct manners *m)
 }
 
 /* What is under way at twice this rate, and one more, keeps storage busy enough; what more there
- * were would only stand before the guest's.  A target that is far away takes many. */
+ * were would only stand before the guest's.  A target that is far away takes many.  In a hurry
+ * the storage, or the way to it, shall be full. */
 static uint64_t room(const struct manners *m, uint64_t piece)
 {
 	uint64_t most = m->hurries ? 2 * max_u64(m->rate, peak(m)) : m->rate;

@@ -6,7 +6,7 @@
  * is covered.  So with FUZZ_SEED in the environment nothing is learnt: the n-th input is
  * one of the seeds, changed by the target's own mutations (fuzz_change()) and by those
  * below, and follows from FUZZ_SEED, n and the seeds alone.  A slow machine gets less far
- * on the same way.  Included by fuzz.h.
+ * on the same way; FUZZ_INPUTS says where it ends for all.  Included by fuzz.h.
  */
 #ifndef TESTS_FUZZ_FIXED_H
 #define TESTS_FUZZ_FIXED_H
@@ -19,6 +19,7 @@ struct fixed_seed {
 static struct {
 	bool asked, on, walking;	/* walking: all seeds were run */
 	uint64_t number, inputs, state;
+	uint64_t most;			/* inputs of the walk; what comes then is not run */
 	struct fixed_seed *seeds;
 	size_t n;
 } fixed;
@@ -33,11 +34,12 @@ static inline uint64_t fixed_random(uint64_t below)
 
 static inline bool fixed_is_on(void)
 {
-	const char *number = getenv("FUZZ_SEED");
+	const char *number = getenv("FUZZ_SEED"), *most = getenv("FUZZ_INPUTS");
 
 	if (!fixed.asked && number && *number) {
 		fixed.on = true;
 		fixed.number = strtoull(number, NULL, 10);
+		fixed.most = most && *most ? strtoull(most, NULL, 10) : UINT64_MAX;
 	}
 	fixed.asked = true;
 	return fixed.on;
@@ -181,6 +183,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (fixed_is_on() && !fixed.walking)
 		fixed_keep(data, size);
+	if (fixed.walking && fixed.inputs > fixed.most)
+		return -1;
 	rc = fuzz_input(data, size);
 	return fixed.walking ? -1 : rc;		/* -1: of no interest */
 }
