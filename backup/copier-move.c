@@ -49,20 +49,20 @@ struct put {
 };
 
 /* The kernel's workers write while the loop reads: two processors share the work.  With a
- * guest there the loop writes itself: its own share is what manners can measure. */
-static void choose_writer(const struct node *target, bool beside)
+ * guest there the loop writes itself: its own share is what manners can measure.  Returns
+ * the target's file, if it has one. */
+static struct io_file *choose_writer(const struct node *target, bool beside)
 {
 	struct io_file *f = copier_storage(target);
 
 	if (f)
 		f->no_inline_write = beside;
+	return f;
 }
 
 /* A short write into the page cache has ended before the loop would be asleep. */
-static void look_for_end(const struct put *p)
+static void look_for_end(const struct put *p, const struct io_file *f)
 {
-	const struct io_file *f = copier_storage(p->target);
-
 	if (f && !f->direct && p->beside && p->len <= COPIER_SHORT_WRITE)
 		loop_expect_soon();
 }
@@ -75,11 +75,12 @@ void copier_write_inline(void *arg)
 static void put_on_loop(void *arg)
 {
 	struct put *p = arg;
+	struct io_file *f;
 
 	gate_enter(&p->target->gate);
-	choose_writer(p->target, p->beside);
+	f = choose_writer(p->target, p->beside);
 	if (p->buf) {
-		look_for_end(p);
+		look_for_end(p, f);
 		p->rc = node_write(p->target, p->buf, p->off, p->len, p->flags);
 	} else {
 		p->rc = node_zero(p->target, p->off, p->len, p->flags);

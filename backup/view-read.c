@@ -11,6 +11,7 @@
 #include "backup/view-int.h"
 
 #define MAP_RUNS 64u
+#define READ_OVER (64u << 10)	/* bytes that were kept, and that a read of the disk passes */
 
 /* A run in bytes, inside [off, off+len). */
 struct piece {
@@ -67,7 +68,8 @@ static int read_kept(struct view *v, uint8_t *buf, uint64_t off, const struct pi
 	}
 }
 
-/* [off, off+len) was read from the disk into BUF: what has been kept since is read again. */
+/* [off, off+len) was read from the disk into BUF: what was kept, before or since, is read
+ * from where it is. */
 static int read_again(struct view *v, uint8_t *buf, uint64_t off, uint64_t len)
 {
 	int rc = 0;
@@ -98,23 +100,44 @@ static bool is_gone(const struct view *v, uint64_t off, uint64_t len)
 	return false;
 }
 
+/* How much of [off, off+len), which begins with P on the disk, to read there at once: over
+ * short runs that were kept, too, where the disk is needed behind them.  What is read there
+ * is not used, but one request costs less than two. */
+static uint64_t reach_on_disk(const struct view *v, uint64_t off, uint64_t len, const struct piece *p)
+{
+	uint64_t reach = p->len, at = p->len;
+
+	while (at < len) {
+		struct piece q = piece_at(v, off + at, len - at);
+
+		if (q.run.kind != BLOCK_DISK && q.len > READ_OVER)
+			break;
+		at += q.len;
+		if (q.run.kind == BLOCK_DISK)
+			reach = at;
+	}
+	return reach;
+}
+
 static int read_pieces(struct view *v, uint8_t *buf, uint64_t off, uint64_t len)
 {
 	int rc = 0;
 
 	while (len && !rc && !v->broken) {
 		struct piece p = piece_at(v, off, len);
+		uint64_t now = p.len;
 
 		if (p.run.kind == BLOCK_DISK) {
-			rc = node_read(v->node, buf, off, p.len);
+			now = reach_on_disk(v, off, len, &p);
+			rc = node_read(v->node, buf, off, now);
 			if (!rc)
-				rc = read_again(v, buf, off, p.len);
+				rc = read_again(v, buf, off, now);
 		} else {
 			rc = read_kept(v, buf, off, &p);
 		}
-		buf += p.len;
-		off += p.len;
-		len -= p.len;
+		buf += now;
+		off += now;
+		len -= now;
 	}
 	return rc;
 }

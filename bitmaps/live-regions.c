@@ -112,7 +112,7 @@ int regions_read(struct io_file *image, const char *dir, const uint8_t *session,
 		 struct live_marks *m, const char **why)
 {
 	uint8_t *p = aligned_alloc(REGIONS_BYTES, REGIONS_BYTES);
-	struct io_beside file = { 0 };
+	struct io_beside file;
 	struct regions_head h;
 	ssize_t n;
 	int rc;

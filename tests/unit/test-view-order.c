@@ -24,6 +24,7 @@
 
 static uint8_t disk[SIZE];
 static unsigned held_reads, held_maps;	/* the next ones wait */
+static unsigned reads;			/* that the disk has seen */
 static struct co_queue waiting;
 static unsigned running;		/* guests that have not ended */
 static struct io *io;
@@ -36,6 +37,7 @@ static struct node node;
 static int disk_read(struct node *n, void *buf, uint64_t off, size_t len)
 {
 	memcpy(buf, disk + off, len);
+	reads++;
 	if (held_reads) {
 		held_reads--;
 		co_queue_wait(&waiting);
@@ -204,6 +206,52 @@ static void released_meanwhile(void)
 	view_close(v);
 }
 
+/* Short runs that were kept do not cut a read of the disk, long ones do, nor does it go on
+ * where nothing but those is left. */
+static void reads_over_what_was_kept(void)
+{
+	struct view *v = open_view(0);
+
+	for (unsigned i = 3; i < 64; i += 4)
+		guest('w', i * BLOCK, BLOCK);
+	reads = 0;
+	is_as_it_was(v, 0, 64 * BLOCK);
+	assert_int_equal(reads, 1);
+	is_as_it_was(v, 3 * BLOCK, BLOCK);
+	is_as_it_was(v, 63 * BLOCK, BLOCK);
+	assert_int_equal(reads, 1);
+	guest('w', MIB, 17 * BLOCK);
+	reads = 0;
+	is_as_it_was(v, MIB - BLOCK, 19 * BLOCK);
+	assert_int_equal(reads, 2);
+	is_as_it_was(v, MIB - BLOCK, 18 * BLOCK);
+	assert_int_equal(reads, 3);
+	view_close(v);
+}
+
+/* A read passes what was kept; before it is answered the guest writes to the rest, too. */
+static void read_over_meanwhile_run(void *arg)
+{
+	is_as_it_was(arg, 0, 8 * BLOCK);
+	running--;
+}
+
+static void written_while_read_over(void)
+{
+	struct view *v = open_view(0);
+
+	guest('w', 2 * BLOCK, BLOCK);
+	held_reads = 1;
+	running++;
+	co_start(read_over_meanwhile_run, v);
+	guest('w', 0, 4 * BLOCK);
+	guest('z', 5 * BLOCK, BLOCK);
+	assert_int_equal(running, 1);
+	let_go();
+	assert_int_equal(running, 0);
+	view_close(v);
+}
+
 /* The reader asks for the map; before it is answered a block is kept and zeroed. */
 static struct extent answer[8];
 static struct extents answers;
@@ -270,6 +318,16 @@ static void test_asked_meanwhile(void **state)
 	in_simulation(asked_meanwhile);
 }
 
+static void test_reads_over_what_was_kept(void **state)
+{
+	in_simulation(reads_over_what_was_kept);
+}
+
+static void test_written_while_read_over(void **state)
+{
+	in_simulation(written_while_read_over);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -277,6 +335,8 @@ int main(void)
 		cmocka_unit_test(test_map_comes_late),
 		cmocka_unit_test(test_released_meanwhile),
 		cmocka_unit_test(test_asked_meanwhile),
+		cmocka_unit_test(test_reads_over_what_was_kept),
+		cmocka_unit_test(test_written_while_read_over),
 	};
 
 	graph_init(&graph);
