@@ -3,11 +3,12 @@
 """tests/bench/push.py BUILD [ROUNDS]: backup jobs, full and incremental, ours beside qemu-storage-daemon's; and pulls.
 
 The source is a raw disk, half of it holes in pieces of 16 MiB, in the page cache.  For an incremental a tenth of the
-disk is dirty, in runs of 64 KiB at random places.  Targets: raw, qcow2, and memory behind qemu-storage-daemon's NBD
-server.  "pull" is `merino pull` beside nbdcopy, from a merinod to a raw file.  Everything takes turns in changing
-order, and what a peer left in the page cache is synced within his time.  Prints medians of seconds and of the CPU seconds that the copier's process used for each GiB of data.
+disk is dirty, in runs of 64 KiB at random places.  Targets: raw, qcow2, and a NBD server: nbdkit's memory plugin, as
+in the shared benchmark, or a file behind qemu-storage-daemon.  "pull" is `merino pull` beside nbdcopy, from a merinod
+to a raw file.  Everything takes turns in changing order, and what a peer left in the page cache is synced within his
+time.  Prints medians of seconds and of the CPU seconds that the copier's process used for each GiB of data.
 
-    SIZE=4 (GiB) KINDS=full,incremental,pull TARGETS=raw,qcow2,nbd WORK=/var/tmp PEER=qemu-storage-daemon
+    SIZE=4 (GiB) KINDS=full,incremental,pull TARGETS=raw,qcow2,nbd WORK=/var/tmp PEER=qemu-storage-daemon BEHIND=nbdkit
 """
 
 import os
@@ -30,6 +31,7 @@ SIZE = int(float(os.environ.get("SIZE", "4")) * (1 << 30))
 KINDS = os.environ.get("KINDS", "full,incremental,pull").split(",")
 TARGETS = os.environ.get("TARGETS", "raw,qcow2,nbd").split(",")
 SERVERS = {"merinod": BUILD / "merinod", "peer": os.environ.get("PEER", "qemu-storage-daemon")}
+BEHIND = os.environ.get("BEHIND", "nbdkit")
 PIECE, RUN = 16 << 20, 64 << 10
 DIRTY = random.Random(1).sample(range(SIZE // RUN), SIZE // RUN // 10)
 
@@ -83,8 +85,13 @@ def serve_target(work, fmt):
     subprocess.run(["qemu-img", "create", "-q", "-f", fmt if fmt == "qcow2" else "raw", target, str(SIZE)], check=True)
     if fmt != "nbd":
         return None
-    (work / "nbd.pid").unlink(missing_ok=True)
-    proc = start("qemu-storage-daemon", "--pidfile", work / "nbd.pid", "--blockdev",
+    for x in "nbd.pid", "nbd":
+        (work / x).unlink(missing_ok=True)
+    if BEHIND == "nbdkit":
+        proc = start("nbdkit", "-f", "-P", work / "nbd.pid", "-U", work / "nbd", "memory", str(SIZE))
+        wait_for(work / "nbd.pid", proc)
+        return proc
+    proc = start(BEHIND, "--pidfile", work / "nbd.pid", "--blockdev",
                  f"file,node-name=t,filename={target},discard=unmap", "--nbd-server",
                  f"addr.type=unix,addr.path={work}/nbd", "--export", "nbd,id=e,node-name=t,name=t,writable=on")
     wait_for(work / "nbd.pid", proc)
