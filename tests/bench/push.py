@@ -88,12 +88,11 @@ def serve_target(work, fmt):
     for x in "nbd.pid", "nbd":
         (work / x).unlink(missing_ok=True)
     if BEHIND == "nbdkit":
-        proc = start("nbdkit", "-f", "-P", work / "nbd.pid", "-U", work / "nbd", "memory", str(SIZE))
-        wait_for(work / "nbd.pid", proc)
-        return proc
-    proc = start(BEHIND, "--pidfile", work / "nbd.pid", "--blockdev",
-                 f"file,node-name=t,filename={target},discard=unmap", "--nbd-server",
-                 f"addr.type=unix,addr.path={work}/nbd", "--export", "nbd,id=e,node-name=t,name=t,writable=on")
+        argv = ["-f", "-P", work / "nbd.pid", "-U", work / "nbd", "memory", SIZE]
+    else:
+        argv = ["--pidfile", work / "nbd.pid", "--blockdev", f"file,node-name=t,filename={target},discard=unmap",
+                "--nbd-server", f"addr.type=unix,addr.path={work}/nbd", "--export", "nbd,id=e,node-name=t,name=t,writable=on"]
+    proc = start(BEHIND, *argv)
     wait_for(work / "nbd.pid", proc)
     return proc
 
